@@ -1,0 +1,103 @@
+#pragma once
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+//
+// SelfExtend for llama.cpp: longer contexts at inference time, without tuning
+//
+//   Jin et al., "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning", arXiv 2401.01325
+//
+// A query at position q sees a key at position k <= q at the relative position
+//
+//   q - k                                           if q - k <  ga_w   (near)
+//   (q / ga_n + ga_w - ga_w / ga_n) - k / ga_n      if q - k >= ga_w   (far)
+//
+// with one softmax over both. Every division is an integer division.
+//
+// ref: native/README.md
+//
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+    // how the attention over the two parts is computed; the result is the same up to rounding
+    enum llama_self_extend_attn {
+        LLAMA_SELF_EXTEND_ATTN_AUTO     = 0, // fused for layers whose cache is in CPU memory, composed for the others
+        LLAMA_SELF_EXTEND_ATTN_FUSED    = 1, // one kernel over both parts; refused if a layer's cache is not in CPU memory
+        LLAMA_SELF_EXTEND_ATTN_COMPOSED = 2, // stock ggml operators, on any backend
+    };
+
+    struct llama_self_extend_params {
+        uint32_t ga_n; // group size, >= 1; 1 is the plain model, for which nothing is built
+        uint32_t ga_w; // neighbour window in tokens, below the trained context; ignored when ga_n is 1
+
+        enum llama_self_extend_attn attn;
+    };
+
+    // ga_w that stands for "take the default": an eighth of the trained context
+    #define LLAMA_SELF_EXTEND_GA_W_DEFAULT UINT32_MAX
+
+    struct llama_self_extend_info {
+        uint32_t ga_n;
+        uint32_t ga_w;
+        uint32_t n_ctx_train;      // the model's trained context, in tokens
+        uint32_t n_layer_fused;    // layers on each way of computing the attention
+        uint32_t n_layer_composed;
+        uint64_t n_ctx_reach;      // the longest sequence whose relative positions all stay below n_ctx_train, in tokens
+        uint64_t n_bytes_far;      // memory of each part of the cache
+        uint64_t n_bytes_near;
+    };
+
+    // { ga_n = 1, ga_w = LLAMA_SELF_EXTEND_GA_W_DEFAULT, attn = AUTO }
+    LLAMA_API struct llama_self_extend_params llama_self_extend_default_params(void);
+
+    // Set the parameters of the next context that the calling thread creates with llama_init_from_model().
+    // They are consumed by that call, whether it succeeds or not: a later context is plain again.
+    // That call returns NULL if the model, the context parameters and these do not go together.
+    //
+    // Returns false, and changes nothing, if the parameters are invalid for every model.
+    // In both cases llama_self_extend_last_error() says why.
+    LLAMA_API bool llama_self_extend_set_next(struct llama_self_extend_params params);
+
+    // Why the last llama_self_extend_set_next() or llama_init_from_model() of the calling thread failed.
+    // Empty if the last one succeeded or if it failed for a reason that has nothing to do with SelfExtend.
+    // The string is valid until the thread's next such call.
+    LLAMA_API const char * llama_self_extend_last_error(void);
+
+    // Fill in what is in force in a context. Returns false if the context is plain; *info is then set to zero.
+    LLAMA_API bool llama_self_extend_get_info(const struct llama_context * ctx, struct llama_self_extend_info * info);
+
+    // What this library was built from, as a JSON object of strings:
+    //   version, llama_cpp_python, llama_cpp_sha256, build_id
+    // build_id is a hash of the pinned source, the patch series and our own sources.
+    LLAMA_API const char * llama_self_extend_build_info(void);
+
+    //
+    // positions: pure arithmetic, the same in pyselfextend.positions
+    //
+    // ga_n >= 1, positions >= 0
+    //
+
+    // The frame in which a far query or a far key is rotated; their difference is the far relative position.
+    LLAMA_API int64_t llama_self_extend_pos_q(int64_t pos, uint32_t ga_n, uint32_t ga_w);
+    LLAMA_API int64_t llama_self_extend_pos_k(int64_t pos, uint32_t ga_n);
+
+    // The relative position at which a query at pos_q sees a key at pos_k <= pos_q.
+    LLAMA_API int64_t llama_self_extend_pos_rel(int64_t pos_q, int64_t pos_k, uint32_t ga_n, uint32_t ga_w);
+
+    // The largest relative position among n_tokens tokens, n_tokens >= 1.
+    LLAMA_API int64_t llama_self_extend_pos_rel_max(int64_t n_tokens, uint32_t ga_n, uint32_t ga_w);
+
+    // The longest sequence, in tokens, whose relative positions all stay below n_ctx_train > ga_w.
+    LLAMA_API int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w);
+
+    // The smallest group size whose reach is at least n_tokens, n_ctx_train > ga_w. Returns 0 if there is none.
+    LLAMA_API uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,358 @@
+#include "llama-graph-self-extend.h"
+
+#include "llama-kv-cache-self-extend.h"
+
+#include "llama-batch.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+//
+// far frames
+//
+
+// The same tensor as cur with other positions in its RoPE, nullptr if that cannot be done.
+// RoPE is applied once to the projection, with the model's own parameters, whatever those are. Rotating a rotated key
+// once more would round twice, scale twice with YaRN and be wrong where a norm follows RoPE.
+static ggml_tensor * rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) {
+    if (cur->view_src) {
+        return nullptr; // computed in place: the input is gone
+    }
+
+    ggml_tensor * src = nullptr;
+
+    switch (cur->op) {
+        case GGML_OP_ROPE:
+            src = cur->src[0];
+            break;
+        // what models do to Q and K after RoPE
+        case GGML_OP_SCALE:
+        case GGML_OP_MUL:
+        case GGML_OP_NORM:
+        case GGML_OP_RMS_NORM:
+            src = rope_at(ctx, cur->src[0], pos);
+            break;
+        default:
+            break;
+    }
+
+    if (!src) {
+        return nullptr;
+    }
+
+    ggml_tensor * res = ggml_dup_tensor(ctx, cur);
+
+    res->op = cur->op;
+    std::copy(std::begin(cur->op_params), std::end(cur->op_params), res->op_params);
+    std::copy(std::begin(cur->src),       std::end(cur->src),       res->src);
+
+    res->src[0] = src;
+    if (cur->op == GGML_OP_ROPE) {
+        res->src[1] = pos;
+    }
+
+    return res;
+}
+
+void llm_graph_input_self_extend::build_far(const llm_graph_context & gctx, ggml_tensor * q_cur, ggml_tensor * k_cur, int il) {
+    auto * ctx0 = gctx.ctx0;
+
+    ggml_tensor * q = rope_at(ctx0, q_cur, pos_q);
+    ggml_tensor * k = rope_at(ctx0, k_cur, pos_k);
+
+    if (!q || !k) {
+        llama_self_extend_refuse("architecture '%s' is not supported yet: layer %d does not attend with the result of RoPE",
+                llm_arch_name(gctx.arch), il);
+    }
+
+    if (self_k_rot) {
+        q = llama_mul_mat_hadamard(ctx0, q, self_k_rot);
+        k = llama_mul_mat_hadamard(ctx0, k, self_k_rot);
+    }
+
+    gctx.cb(q, "q_far", il);
+    gctx.cb(k, "k_far", il);
+
+    ggml_build_forward_expand(gctx.gf, q);
+    ggml_build_forward_expand(gctx.gf, mctx_se->get_far()->cpy_k(ctx0, k, k_idxs, il));
+
+    q_far = q;
+}
+
+//
+// attention
+//
+
+ggml_tensor * llm_graph_input_self_extend::build_attn(
+        const llm_graph_context & gctx,
+        ggml_tensor * q,
+        ggml_tensor * v_cur,
+        ggml_tensor * kq_b,
+        ggml_tensor * sinks,
+              float   kq_scale,
+                int   il) {
+    if (kq_b) {
+        llama_self_extend_refuse("architecture '%s' is not supported: it adds a bias to its attention scores", llm_arch_name(gctx.arch));
+    }
+
+    ggml_build_forward_expand(gctx.gf, mctx_se->get_far()->cpy_v(gctx.ctx0, v_cur, v_idxs, il));
+
+    ggml_tensor * cur = mctx_se->get_kv()->is_fused(il) ?
+        build_attn_fused   (gctx, q, sinks, kq_scale, il) :
+        build_attn_composed(gctx, q, sinks, kq_scale, il);
+
+    gctx.cb(cur, "kqv_self_extend", il);
+
+    ggml_build_forward_expand(gctx.gf, cur);
+
+    return cur;
+}
+
+ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
+        const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il) {
+    auto * ctx0 = gctx.ctx0;
+
+    const auto * far  = mctx_se->get_far ();
+    const auto * near = mctx_se->get_near();
+
+    attn_params.push_back(std::make_unique<llama_self_extend_attn_params>(llama_self_extend_attn_params {
+        /*.scale         =*/ kq_scale,
+        /*.logit_softcap =*/ hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f,
+        /*.ranges        =*/ ranges.data(),
+    }));
+
+    ggml_tensor * cur = llama_self_extend_attn_build(ctx0,
+            q_far, far ->get_k(ctx0, il), far ->get_v(ctx0, il),
+            q,     near->get_k(ctx0, il), near->get_v(ctx0, il),
+            mask, sinks, attn_params.back().get());
+
+    // a backend may say that it supports every op. the kernel is a function of this process
+    for (ggml_tensor * node = cur; node && node->op == GGML_OP_CUSTOM; node = node->src[0]) {
+        ggml_backend_sched_set_tensor_backend(gctx.sched, node, gctx.backend_cpu);
+    }
+
+    return ggml_reshape_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2]);
+}
+
+// V as [n_kv, n_embd_head_v, n_head_kv, n_stream]
+static ggml_tensor * v_transposed(ggml_context * ctx, ggml_tensor * v) {
+    const bool v_trans = v->nb[1] > v->nb[2];
+
+    if (ggml_is_quantized(v->type)) {
+        v = ggml_cast(ctx, v, GGML_TYPE_F32);
+    }
+
+    v = ggml_permute(ctx, v, 0, 2, 1, 3);
+
+    return v_trans ? v : ggml_cont(ctx, ggml_transpose(ctx, v));
+}
+
+ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
+        const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il) {
+    auto * ctx0 = gctx.ctx0;
+
+    const auto * far  = mctx_se->get_far ();
+    const auto * near = mctx_se->get_near();
+
+    ggml_tensor * k_far = far->get_k(ctx0, il);
+
+    const int64_t n_stream = k_far->ne[3];
+
+    // [n_kv, n_tokens, n_head, n_stream]
+    const auto scores = [&](ggml_tensor * k, ggml_tensor * q) {
+        q = ggml_view_4d(ctx0, q, q->ne[0], q->ne[1], q->ne[2]/n_stream, n_stream, q->nb[1], q->nb[2], q->nb[2]*(q->ne[2]/n_stream), 0);
+
+        ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+        ggml_prec_set_acc(kq, GGML_PREC_F32);
+
+        return kq;
+    };
+
+    ggml_tensor * kq_far  = scores(k_far,                 q_far);
+    ggml_tensor * kq_near = scores(near->get_k(ctx0, il), q);
+
+    const int64_t n_far = kq_far->ne[0];
+
+    ggml_tensor * kq = ggml_concat(ctx0, kq_far, kq_near, 0);
+
+    if (hparams.attn_soft_cap) {
+        kq = ggml_scale(ctx0, kq, 1.0f/hparams.f_attn_logit_softcapping);
+        kq = ggml_tanh (ctx0, kq);
+        kq = ggml_scale(ctx0, kq, hparams.f_attn_logit_softcapping);
+    }
+
+    kq = ggml_soft_max_ext(ctx0, kq, mask, kq_scale, 0.0f);
+    ggml_soft_max_add_sinks(kq, sinks);
+
+    const auto weighted = [&](ggml_tensor * v, int64_t i0, int64_t n_kv) {
+        ggml_tensor * p = ggml_view_4d(ctx0, kq, n_kv, kq->ne[1], kq->ne[2], kq->ne[3], kq->nb[1], kq->nb[2], kq->nb[3], i0*kq->nb[0]);
+
+        return ggml_mul_mat(ctx0, v_transposed(ctx0, v), p);
+    };
+
+    ggml_tensor * kqv = ggml_add(ctx0,
+            weighted(far ->get_v(ctx0, il), 0,     n_far),
+            weighted(near->get_v(ctx0, il), n_far, kq->ne[0] - n_far));
+
+    ggml_tensor * cur = ggml_permute(ctx0, kqv, 0, 2, 1, 3);
+
+    cur = ggml_cont_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2]*cur->ne[3]);
+
+    if (!cparams.offload_kqv) {
+        // all nodes between the KV store and the attention output are run on the CPU
+        ggml_backend_sched_set_tensor_backend(gctx.sched, cur, gctx.backend_cpu);
+    }
+
+    return cur;
+}
+
+//
+// inputs
+//
+
+static int64_t n_stream_of(const llama_ubatch & ubatch, const llama_cparams & cparams) {
+    return cparams.kv_unified ? 1 : ubatch.n_seqs_unq;
+}
+
+llm_graph_input_self_extend::llm_graph_input_self_extend(
+        const llm_graph_context & gctx, const llama_kv_cache_self_extend_context * mctx) :
+    llm_graph_input_attn_kv(gctx.hparams, gctx.cparams, mctx->get_near()), mctx_se(mctx) {
+    auto * ctx0 = gctx.ctx0;
+
+    const auto & ubatch   = gctx.ubatch;
+    const auto   n_tokens = ubatch.n_tokens;
+    const auto   n_stream = n_stream_of(ubatch, cparams);
+
+    const auto * far  = mctx->get_far ();
+    const auto * near = mctx->get_near();
+
+    const auto input = [](ggml_tensor * t, const char * name) {
+        ggml_set_input(t);
+        ggml_set_name(t, name);
+        return t;
+    };
+
+    pos_q = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens), "self_extend_pos_q");
+    pos_k = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens), "self_extend_pos_k");
+
+    k_idxs = far->build_input_k_idxs(ctx0, ubatch);
+    v_idxs = far->build_input_v_idxs(ctx0, ubatch);
+
+    // the masks of both parts side by side: the composed way needs them in one row
+    mask = input(ggml_new_tensor_4d(ctx0, GGML_TYPE_F16, far->get_n_kv() + near->get_n_kv(), n_tokens/n_stream, 1, n_stream), "self_extend_mask");
+
+    // of the near part
+    self_k_idxs = near->build_input_k_idxs(ctx0, ubatch);
+    self_v_idxs = near->build_input_v_idxs(ctx0, ubatch);
+    self_k_rot  = near->build_input_k_rot(ctx0);
+    self_v_rot  = near->build_input_v_rot(ctx0);
+
+    ranges.resize(n_tokens);
+}
+
+// a row of the mask for the cells with pos_lo < pos <= pos_hi; returns the range of cells that holds them
+static std::pair<int32_t, int32_t> set_mask_row(ggml_fp16_t * dst, const std::vector<llama_pos> & pos, llama_pos pos_lo, llama_pos pos_hi) {
+    const ggml_fp16_t keep = ggml_fp32_to_fp16(0.0f);
+    const ggml_fp16_t drop = ggml_fp32_to_fp16(-INFINITY);
+
+    const int32_t n = pos.size();
+
+    int32_t first = n;
+    int32_t last  = -1;
+
+    for (int32_t j = 0; j < n; ++j) {
+        const bool live = pos[j] > pos_lo && pos[j] <= pos_hi;
+
+        dst[j] = live ? keep : drop;
+        first  = live ? std::min(first, j) : first;
+        last   = live ? j                  : last;
+    }
+
+    return { std::min(first, last + 1), last + 1 };
+}
+
+// the positions of a sequence in the cells of a part, none for cells that the sequence does not use
+static void get_cell_pos(std::vector<llama_pos> & dst, const llama_kv_cache & kv, llama_seq_id seq_id, uint32_t n_kv, llama_pos none) {
+    const auto & cells = kv.get_cells(seq_id);
+
+    dst.resize(n_kv);
+    for (uint32_t j = 0; j < n_kv; ++j) {
+        dst[j] = !cells.is_empty(j) && cells.seq_has(j, seq_id) ? cells.pos_get(j) : none;
+    }
+}
+
+void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
+    const auto * kv  = mctx_se->get_kv();
+    const auto & map = kv->get_map();
+
+    const auto * far  = mctx_se->get_far ();
+    const auto * near = mctx_se->get_near();
+
+    llm_graph_input_attn_kv::set_input(ubatch); // the near part
+
+    far->set_input_k_idxs(k_idxs, ubatch);
+    far->set_input_v_idxs(v_idxs, ubatch);
+
+    GGML_ASSERT(ggml_backend_buffer_is_host(pos_q->buffer));
+    GGML_ASSERT(ggml_backend_buffer_is_host(pos_k->buffer));
+    GGML_ASSERT(ggml_backend_buffer_is_host(mask ->buffer));
+
+    const uint32_t n_far  = far ->get_n_kv();
+    const uint32_t n_near = near->get_n_kv();
+
+    constexpr llama_pos pos_none_lo = std::numeric_limits<llama_pos>::min();
+    constexpr llama_pos pos_none_hi = std::numeric_limits<llama_pos>::max();
+
+    std::vector<llama_pos> cells_far;
+    std::vector<llama_pos> cells_near;
+    llama_seq_id           cells_seq = -1;
+
+    for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+        const llama_pos    pos    = ubatch->pos[i];
+        const llama_seq_id seq_id = ubatch->seq_id[i][0];
+
+        ((int32_t *) pos_q->data)[i] = map.pos_q(pos);
+        ((int32_t *) pos_k->data)[i] = map.pos_k(pos);
+
+        if (seq_id != cells_seq) {
+            get_cell_pos(cells_far,  *kv->get_far (), seq_id, n_far,  pos_none_hi);
+            get_cell_pos(cells_near, *kv->get_near(), seq_id, n_near, pos_none_lo);
+            cells_seq = seq_id;
+        }
+
+        // llama_self_extend_map::is_far() for all cells at once
+        const llama_pos pos_split = pos - llama_pos(map.ga_w);
+
+        ggml_fp16_t * row = (ggml_fp16_t *) mask->data + size_t(i)*(n_far + n_near);
+
+        const auto [f0, f1] = set_mask_row(row,         cells_far,  -1,        pos_split);
+        const auto [n0, n1] = set_mask_row(row + n_far, cells_near, pos_split, cparams.causal_attn ? pos : pos_none_hi);
+
+        ranges[i] = { f0, f1, n0, n1 };
+    }
+}
+
+bool llm_graph_input_self_extend::can_reuse(const llm_graph_params & params) {
+    mctx_se = static_cast<const llama_kv_cache_self_extend_context *>(params.mctx);
+    mctx    = mctx_se->get_near();
+
+    const auto n_tokens = params.ubatch.n_tokens;
+    const auto n_stream = n_stream_of(params.ubatch, params.cparams);
+
+    bool res = true;
+
+    res &= pos_q->ne[0] == n_tokens;
+    res &= mask ->ne[0] == mctx_se->get_far()->get_n_kv() + mctx_se->get_near()->get_n_kv();
+    res &= mask ->ne[1] == n_tokens/n_stream;
+    res &= mask ->ne[3] == n_stream;
+
+    return res;
+}
+
+std::unique_ptr<llm_graph_input_self_extend> llama_self_extend_build_attn_inp(const llm_graph_context & gctx) {
+    const auto * mctx = dynamic_cast<const llama_kv_cache_self_extend_context *>(gctx.mctx);
+
+    return mctx ? std::make_unique<llm_graph_input_self_extend>(gctx, mctx) : nullptr;
+}

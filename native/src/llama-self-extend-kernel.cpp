@@ -1,0 +1,524 @@
+#include "llama-self-extend-kernel.h"
+
+#include "llama-self-extend-gemm.h"
+
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+//
+// All query heads of a KV head and a tile of tokens are the rows of one small matrix, so that K and V are unpacked once
+// for all of them. Everything is kept transposed, with the rows in the last dimension:
+//
+//   S^T [cells, rows] = K   [cells, n_embd_head_k] * Q^T [n_embd_head_k, rows]
+//   O^T [n_embd_head_v, rows] += V^T [n_embd_head_v, cells] * softmax(S^T)
+//
+// Then neither K nor V has to be transposed, in whichever layout V is cached, and the softmax runs over whole vectors of rows.
+// The running maximum and the running sum pass from the far part to the near part: this is what makes it one softmax.
+//
+
+static constexpr int64_t N_CELLS     = 64;  // of a tile
+static constexpr int64_t N_ROWS_MAX  = 192; // of a tile
+static constexpr int64_t N_ITEMS_MIN = 32;  // below this the cells are split as well
+static constexpr int64_t N_SPLIT_MAX = 16;
+
+enum { FAR, NEAR, N_PARTS };
+
+static int64_t pad(int64_t n, int64_t m) {
+    return (n + m - 1)/m*m;
+}
+
+//
+// the problem, as read from the sources of the node
+//
+
+struct attn_problem {
+    const ggml_tensor * q[N_PARTS];
+    const ggml_tensor * k[N_PARTS];
+    const ggml_tensor * v[N_PARTS];
+    const ggml_tensor * mask;
+    const ggml_tensor * sinks;
+
+    int64_t n_embd_k;
+    int64_t n_embd_v;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t n_tokens;
+    int64_t n_stream;
+
+    bool v_trans;
+
+    explicit attn_problem(ggml_tensor * const * src) :
+        q { src[0], src[3] }, k { src[1], src[4] }, v { src[2], src[5] }, mask(src[6]), sinks(src[7]),
+        n_embd_k (q[FAR]->ne[0]),
+        n_embd_v (0),
+        n_head   (q[FAR]->ne[1]),
+        n_head_kv(k[FAR]->ne[1]),
+        n_tokens (q[FAR]->ne[2]),
+        n_stream (k[FAR]->ne[3]),
+        v_trans  (v[FAR]->nb[1] > v[FAR]->nb[2]) {
+        n_embd_v = v[FAR]->ne[v_trans ? 2 : 0];
+    }
+
+    // query heads for each KV head
+    int64_t n_gqa() const {
+        return n_head/n_head_kv;
+    }
+
+    // tokens of a stream
+    int64_t n_tps() const {
+        return n_tokens/n_stream;
+    }
+
+    int64_t n_tokens_tile_max() const {
+        return std::min(n_tps(), std::max<int64_t>(1, N_ROWS_MAX/n_gqa()));
+    }
+
+    int64_t n_items(int64_t n_tokens_tile) const {
+        return n_stream*n_head_kv*((n_tps() + n_tokens_tile - 1)/n_tokens_tile);
+    }
+
+    // in how many pieces are the cells of an item split?
+    int64_t n_split() const {
+        return std::clamp<int64_t>(N_ITEMS_MIN/n_items(n_tokens_tile_max()), 1, N_SPLIT_MAX);
+    }
+
+    const ggml_fp16_t * mask_row(int64_t token, int part, int64_t cell) const {
+        const int64_t is = token/n_tps();
+        const int64_t it = token%n_tps();
+
+        const char * row = (const char *) mask->data + it*mask->nb[1] + is*mask->nb[3];
+
+        return (const ggml_fp16_t *) row + (part == NEAR ? k[FAR]->ne[2] : 0) + cell;
+    }
+};
+
+//
+// elementwise
+//
+
+static void to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
+    switch (type) {
+        case GGML_TYPE_F32:  memcpy(dst, src, n*sizeof(float));                                   break;
+        case GGML_TYPE_F16:  ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) src, dst, n);            break;
+        case GGML_TYPE_BF16: ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) src, dst, n);            break;
+        default:             ggml_get_type_traits(type)->to_float(src, dst, n);                   break;
+    }
+}
+
+// x = exp(x - m), exactly 0 for -INFINITY. relative error below 2e-7, and a form that compilers vectorize
+static void vec_exp_sub(float * x, const float * m, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float v = x[i] - m[i];
+        const float c = std::max(v, -87.0f);
+
+        // exp(c) = 2^k * exp(r), |r| <= ln(2)/2; adding 1.5*2^23 rounds to an integer
+        const float kf = (c*1.44269504f + 12582912.0f) - 12582912.0f;
+        const float r  = (c - kf*0.693145752f) - kf*1.42860677e-6f;
+
+        float p = 1.98756915e-4f;
+        p = p*r + 1.39819995e-3f;
+        p = p*r + 8.33345190e-3f;
+        p = p*r + 4.16657957e-2f;
+        p = p*r + 1.66666655e-1f;
+        p = p*r + 5.00000012e-1f;
+        p = p*r*r + r + 1.0f;
+
+        const int32_t bits = (int32_t(kf) + 127) << 23;
+        float scale;
+        memcpy(&scale, &bits, sizeof(scale));
+
+        x[i] = v < -87.0f ? 0.0f : p*scale;
+    }
+}
+
+//
+// one item: the query heads of a KV head, a tile of tokens, a piece of the cells
+//
+
+struct attn_item {
+    int64_t head_kv;
+    int64_t stream;
+    int64_t token0; // of the batch
+    int64_t n_tokens;
+    int64_t split;
+};
+
+// the working set of a thread
+struct attn_scratch {
+    std::vector<float> buf;
+
+    float * q[N_PARTS]; // [n_embd_k, rows]
+    float * s;          // [N_CELLS,  rows]
+    float * o;          // [n_embd_v, rows]
+    float * m;          // [rows] running maximum
+    float * l;          // [rows] running sum
+    float * m_new;      // [rows]
+    float * corr;       // [rows]
+    float * k;          // [N_CELLS, n_embd_k]
+    float * v;          // [N_CELLS, n_embd_v] or [n_embd_v, N_CELLS]
+
+    void reserve(int64_t n_embd_k, int64_t n_embd_v, int64_t n_rows) {
+        // the padding of k is multiplied with, so it has to be finite
+        buf.assign(2*n_embd_k*n_rows + N_CELLS*n_rows + n_embd_v*n_rows + 4*n_rows + N_CELLS*(n_embd_k + n_embd_v), 0.0f);
+
+        float * p = buf.data();
+        const auto take = [&](int64_t n) { float * res = p; p += n; return res; };
+
+        q[FAR]  = take(n_embd_k*n_rows);
+        q[NEAR] = take(n_embd_k*n_rows);
+        s       = take(N_CELLS*n_rows);
+        o       = take(n_embd_v*n_rows);
+        m       = take(n_rows);
+        l       = take(n_rows);
+        m_new   = take(n_rows);
+        corr    = take(n_rows);
+        k       = take(N_CELLS*n_embd_k);
+        v       = take(N_CELLS*n_embd_v);
+    }
+};
+
+static void load_q(const attn_problem & pr, const attn_item & it, int64_t n_rows, float scale, attn_scratch & sc) {
+    for (int part = 0; part < N_PARTS; ++part) {
+        const ggml_tensor * q = pr.q[part];
+
+        for (int64_t r = 0; r < it.n_tokens*pr.n_gqa(); ++r) {
+            const int64_t token = it.token0 + r/pr.n_gqa();
+            const int64_t head  = it.head_kv*pr.n_gqa() + r%pr.n_gqa();
+
+            const float * src = (const float *) ((const char *) q->data + head*q->nb[1] + token*q->nb[2]);
+
+            for (int64_t d = 0; d < pr.n_embd_k; ++d) {
+                sc.q[part][d*n_rows + r] = src[d]*scale;
+            }
+        }
+    }
+}
+
+static void load_k(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, float * dst) {
+    const ggml_tensor * k = pr.k[part];
+    const char * src = (const char *) k->data + it.head_kv*k->nb[1] + it.stream*k->nb[3];
+
+    for (int64_t j = 0; j < n_cells; ++j) {
+        to_f32(k->type, src + (cell0 + j)*k->nb[2], dst + j*pr.n_embd_k, pr.n_embd_k);
+    }
+}
+
+static void load_v(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, float * dst) {
+    const ggml_tensor * v = pr.v[part];
+    const char * src = (const char *) v->data + it.head_kv*v->nb[1] + it.stream*v->nb[3];
+
+    if (pr.v_trans) {
+        for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+            to_f32(v->type, src + cell0*v->nb[0] + d*v->nb[2], dst + d*N_CELLS, n_cells);
+        }
+    } else {
+        for (int64_t j = 0; j < n_cells; ++j) {
+            to_f32(v->type, src + (cell0 + j)*v->nb[2], dst + j*pr.n_embd_v, pr.n_embd_v);
+        }
+    }
+}
+
+// drop the masked scores of a tile; returns false, without having looked at the scores, if there are no others
+static bool apply_mask(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, int64_t n_rows, float * s) {
+    bool any_live = false;
+
+    for (int64_t t = 0; t < it.n_tokens; ++t) {
+        const ggml_fp16_t * mask = pr.mask_row(it.token0 + t, part, cell0);
+
+        int n_dead = 0;
+        for (int64_t j = 0; j < n_cells; ++j) {
+            n_dead += mask[j] != 0;
+        }
+
+        any_live = any_live || n_dead < n_cells;
+
+        for (int64_t j = 0; s && n_dead > 0 && j < n_cells; ++j) {
+            if (mask[j] != 0) {
+                std::fill_n(s + j*n_rows + t*pr.n_gqa(), pr.n_gqa(), -INFINITY);
+            }
+        }
+    }
+
+    return any_live;
+}
+
+// add the cells [cell0, cell0 + n_cells) to the running softmax
+static void attend_tile(
+        const attn_problem & pr, const llama_self_extend_attn_params & params, const attn_item & it,
+        int part, int64_t cell0, int64_t n_cells, int64_t n_rows, attn_scratch & sc) {
+    if (!apply_mask(pr, it, part, cell0, n_cells, n_rows, nullptr)) {
+        return;
+    }
+
+    load_k(pr, it, part, cell0, n_cells, sc.k);
+
+    self_extend_gemm(sc.s, sc.k, pr.n_embd_k, 1, sc.q[part], pad(n_cells, 8), pr.n_embd_k, n_rows, false);
+
+    if (params.logit_softcap != 0.0f) {
+        for (int64_t i = 0; i < n_cells*n_rows; ++i) {
+            sc.s[i] = params.logit_softcap*tanhf(sc.s[i]);
+        }
+    }
+
+    apply_mask(pr, it, part, cell0, n_cells, n_rows, sc.s);
+
+    std::copy_n(sc.m, n_rows, sc.m_new);
+    for (int64_t j = 0; j < n_cells; ++j) {
+        for (int64_t r = 0; r < n_rows; ++r) {
+            sc.m_new[r] = std::max(sc.m_new[r], sc.s[j*n_rows + r]);
+        }
+    }
+
+    // a row that has seen nothing yet keeps -INFINITY as its maximum, but must not subtract it from itself
+    bool rescale = false;
+    for (int64_t r = 0; r < n_rows; ++r) {
+        const float m_old = sc.m[r];
+
+        rescale    = rescale || sc.m_new[r] != m_old;
+        sc.m[r]    = sc.m_new[r];
+        sc.m_new[r] = sc.m_new[r] == -INFINITY ? 0.0f : sc.m_new[r];
+        sc.corr[r] = m_old;
+    }
+    vec_exp_sub(sc.corr, sc.m_new, n_rows);
+
+    for (int64_t j = 0; j < n_cells; ++j) {
+        vec_exp_sub(sc.s + j*n_rows, sc.m_new, n_rows);
+    }
+
+    if (rescale) {
+        for (int64_t r = 0; r < n_rows; ++r) {
+            sc.l[r] *= sc.corr[r];
+        }
+        for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+            for (int64_t r = 0; r < n_rows; ++r) {
+                sc.o[d*n_rows + r] *= sc.corr[r];
+            }
+        }
+    }
+
+    for (int64_t j = 0; j < n_cells; ++j) {
+        for (int64_t r = 0; r < n_rows; ++r) {
+            sc.l[r] += sc.s[j*n_rows + r];
+        }
+    }
+
+    load_v(pr, it, part, cell0, n_cells, sc.v);
+
+    const int64_t am = pr.v_trans ? N_CELLS : 1;
+    const int64_t ak = pr.v_trans ? 1       : pr.n_embd_v;
+
+    self_extend_gemm(sc.o, sc.v, am, ak, sc.s, pr.n_embd_v, n_cells, n_rows, true);
+}
+
+static void attend(
+        const attn_problem & pr, const llama_self_extend_attn_params & params, const attn_item & it,
+        int64_t n_split, int64_t n_rows, attn_scratch & sc) {
+    load_q(pr, it, n_rows, params.logit_softcap != 0.0f ? params.scale/params.logit_softcap : params.scale, sc);
+
+    std::fill_n(sc.o, pr.n_embd_v*n_rows, 0.0f);
+    std::fill_n(sc.m, n_rows, -INFINITY);
+    std::fill_n(sc.l, n_rows, 0.0f);
+
+    // the live cells of the tile, far and near
+    int64_t begin[N_PARTS] = { INT64_MAX, INT64_MAX };
+    int64_t end  [N_PARTS] = { 0, 0 };
+
+    for (int64_t t = it.token0; t < it.token0 + it.n_tokens; ++t) {
+        const auto & range = params.ranges[t];
+
+        if (range.far_begin < range.far_end) {
+            begin[FAR] = std::min<int64_t>(begin[FAR], range.far_begin);
+            end  [FAR] = std::max<int64_t>(end  [FAR], range.far_end);
+        }
+        if (range.near_begin < range.near_end) {
+            begin[NEAR] = std::min<int64_t>(begin[NEAR], range.near_begin);
+            end  [NEAR] = std::max<int64_t>(end  [NEAR], range.near_end);
+        }
+    }
+
+    // the pieces are cut from both parts laid end to end, so that each has the same work
+    const int64_t n_far  = std::max<int64_t>(0, end[FAR]  - begin[FAR]);
+    const int64_t n_near = std::max<int64_t>(0, end[NEAR] - begin[NEAR]);
+    const int64_t piece  = pad((n_far + n_near + n_split - 1)/n_split, 8);
+    const int64_t piece0 = it.split*piece;
+    const int64_t piece1 = piece0 + piece;
+
+    for (int part = 0; part < N_PARTS; ++part) {
+        const int64_t offs = part == FAR ? 0 : n_far;
+        const int64_t n    = part == FAR ? n_far : n_near;
+
+        const int64_t j0 = std::clamp<int64_t>(piece0 - offs, 0, n);
+        const int64_t j1 = std::clamp<int64_t>(piece1 - offs, 0, n);
+
+        for (int64_t j = j0; j < j1; j += N_CELLS) {
+            attend_tile(pr, params, it, part, begin[part] + j, std::min(N_CELLS, j1 - j), n_rows, sc);
+        }
+    }
+}
+
+// divide by the sum, in which a sink takes part
+static void finish_row(float * dst, int64_t n, float m, float l, const float * sink) {
+    float scale = 1.0f;
+
+    if (sink) {
+        const float m_new = std::max(m, *sink);
+
+        scale = expf(m - m_new);
+        l     = l*scale + expf(*sink - m_new);
+    }
+
+    scale = l > 0.0f ? scale/l : 0.0f;
+
+    for (int64_t d = 0; d < n; ++d) {
+        dst[d] *= scale;
+    }
+}
+
+static const float * sink_of(const attn_problem & pr, int64_t head) {
+    return pr.sinks ? (const float *) pr.sinks->data + head : nullptr;
+}
+
+//
+// nodes
+//
+
+// dst [n_embd_v, n_head, n_tokens], or with split cells [n_embd_v + 2, n_head, n_tokens, n_split]: not divided, maximum, sum
+static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const attn_problem pr(dst->src);
+    const auto & params = *(const llama_self_extend_attn_params *) userdata;
+
+    const int64_t n_split = dst->ne[3];
+
+    // smaller tiles if there are not enough for all threads
+    int64_t n_tokens_tile = pr.n_tokens_tile_max();
+    while (n_split == 1 && n_tokens_tile > 16 && pr.n_items(n_tokens_tile) < 4*nth) {
+        n_tokens_tile = (n_tokens_tile + 1)/2;
+    }
+
+    const int64_t n_rows_max = pad(n_tokens_tile*pr.n_gqa(), SELF_EXTEND_GEMM_NV);
+
+    // a custom node has no work buffer of its own
+    static thread_local attn_scratch sc;
+    sc.reserve(pr.n_embd_k, pr.n_embd_v, n_rows_max);
+
+    const int64_t n_tiles = (pr.n_tps() + n_tokens_tile - 1)/n_tokens_tile;
+
+    for (int64_t i = ith; i < pr.n_items(n_tokens_tile)*n_split; i += nth) {
+        attn_item it;
+
+        it.split    = i%n_split;
+        it.head_kv  = i/n_split%pr.n_head_kv;
+        it.stream   = i/n_split/pr.n_head_kv/n_tiles;
+        it.token0   = i/n_split/pr.n_head_kv%n_tiles*n_tokens_tile;
+        it.n_tokens = std::min(n_tokens_tile, pr.n_tps() - it.token0);
+        it.token0  += it.stream*pr.n_tps();
+
+        const int64_t n_rows = pad(it.n_tokens*pr.n_gqa(), SELF_EXTEND_GEMM_NV);
+
+        attend(pr, params, it, n_split, n_rows, sc);
+
+        for (int64_t r = 0; r < it.n_tokens*pr.n_gqa(); ++r) {
+            const int64_t token = it.token0 + r/pr.n_gqa();
+            const int64_t head  = it.head_kv*pr.n_gqa() + r%pr.n_gqa();
+
+            float * out = (float *) ((char *) dst->data + head*dst->nb[1] + token*dst->nb[2] + it.split*dst->nb[3]);
+
+            for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+                out[d] = sc.o[d*n_rows + r];
+            }
+
+            if (n_split > 1) {
+                out[pr.n_embd_v + 0] = sc.m[r];
+                out[pr.n_embd_v + 1] = sc.l[r];
+            } else {
+                finish_row(out, pr.n_embd_v, sc.m[r], sc.l[r], sink_of(pr, head));
+            }
+        }
+    }
+}
+
+// put the pieces of compute_attn() together
+static void compute_reduce(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(userdata);
+
+    const ggml_tensor * src   = dst->src[0];
+    const ggml_tensor * sinks = dst->src[1];
+
+    const int64_t n_embd_v = dst->ne[0];
+    const int64_t n_head   = dst->ne[1];
+    const int64_t n_split  = src->ne[3];
+
+    for (int64_t i = ith; i < n_head*dst->ne[2]; i += nth) {
+        const int64_t head  = i%n_head;
+        const int64_t token = i/n_head;
+
+        const auto piece = [&](int64_t split) {
+            return (const float *) ((const char *) src->data + head*src->nb[1] + token*src->nb[2] + split*src->nb[3]);
+        };
+
+        float m = -INFINITY;
+        for (int64_t split = 0; split < n_split; ++split) {
+            m = std::max(m, piece(split)[n_embd_v]);
+        }
+
+        float * out = (float *) ((char *) dst->data + head*dst->nb[1] + token*dst->nb[2]);
+        std::fill_n(out, n_embd_v, 0.0f);
+
+        float l = 0.0f;
+        for (int64_t split = 0; split < n_split && m > -INFINITY; ++split) {
+            const float * cur   = piece(split);
+            const float   scale = expf(cur[n_embd_v] - m);
+
+            l += scale*cur[n_embd_v + 1];
+            for (int64_t d = 0; d < n_embd_v; ++d) {
+                out[d] += scale*cur[d];
+            }
+        }
+
+        finish_row(out, n_embd_v, m, l, sinks ? (const float *) sinks->data + head : nullptr);
+    }
+}
+
+ggml_tensor * llama_self_extend_attn_build(
+        ggml_context * ctx,
+        ggml_tensor  * q_far,
+        ggml_tensor  * k_far,
+        ggml_tensor  * v_far,
+        ggml_tensor  * q_near,
+        ggml_tensor  * k_near,
+        ggml_tensor  * v_near,
+        ggml_tensor  * mask,
+        ggml_tensor  * sinks,
+        llama_self_extend_attn_params * params) {
+    GGML_ASSERT(q_far->type == GGML_TYPE_F32 && q_near->type == GGML_TYPE_F32);
+    GGML_ASSERT(mask->type == GGML_TYPE_F16);
+    GGML_ASSERT(mask->ne[0] == k_far->ne[2] + k_near->ne[2]);
+
+    ggml_tensor * args[] = { q_far, k_far, v_far, q_near, k_near, v_near, mask, sinks };
+
+    const attn_problem pr(args);
+
+    GGML_ASSERT(pr.n_head   % pr.n_head_kv == 0);
+    GGML_ASSERT(pr.n_tokens % pr.n_stream  == 0);
+    GGML_ASSERT(!pr.v_trans || !ggml_is_quantized(v_far->type));
+
+    const int64_t n_split = pr.n_split();
+
+    ggml_tensor * cur = ggml_custom_4d(ctx, GGML_TYPE_F32,
+            pr.n_embd_v + (n_split > 1 ? 2 : 0), pr.n_head, pr.n_tokens, n_split,
+            args, std::size(args), compute_attn, GGML_N_TASKS_MAX, params);
+
+    if (n_split > 1) {
+        ggml_tensor * args_reduce[] = { cur, sinks };
+
+        cur = ggml_custom_4d(ctx, GGML_TYPE_F32, pr.n_embd_v, pr.n_head, pr.n_tokens, 1,
+                args_reduce, std::size(args_reduce), compute_reduce, GGML_N_TASKS_MAX, params);
+    }
+
+    return cur;
+}

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "ggml.h"
+
+#include <cstdint>
+
+//
+// the fused attention on the CPU: one softmax over a far and a near set of (Q, K, V)
+//
+
+// the cells that a token may see lie within these, far and near counted separately
+struct llama_self_extend_range {
+    int32_t far_begin;
+    int32_t far_end;
+    int32_t near_begin;
+    int32_t near_end;
+};
+
+// has to outlive the graph
+struct llama_self_extend_attn_params {
+    float scale;         // of the scores
+    float logit_softcap; // 0: none
+
+    const llama_self_extend_range * ranges; // [n_tokens], filled in before the graph is computed
+};
+
+// Attention of one layer. The returned node runs on the CPU backend only.
+//
+// q_far, q_near  F32 [n_embd_head_k, n_head, n_tokens]
+// k_far, k_near      [n_embd_head_k, n_head_kv, n_kv, n_stream]
+// v_far, v_near      [n_embd_head_v, n_head_kv, n_kv, n_stream], or transposed [n_kv, n_head_kv, n_embd_head_v, n_stream]
+// mask           F16 [n_kv_far + n_kv_near, n_tokens/n_stream, 1, n_stream], 0 or -INFINITY
+// sinks          F32 [n_head] or nullptr
+//
+// returns        F32 [n_embd_head_v, n_head, n_tokens]
+ggml_tensor * llama_self_extend_attn_build(
+        ggml_context * ctx,
+        ggml_tensor  * q_far,
+        ggml_tensor  * k_far,
+        ggml_tensor  * v_far,
+        ggml_tensor  * q_near,
+        ggml_tensor  * k_near,
+        ggml_tensor  * v_near,
+        ggml_tensor  * mask,
+        ggml_tensor  * sinks,
+        llama_self_extend_attn_params * params);
