@@ -1,0 +1,56 @@
+"""Longer contexts for language models at inference time: exact SelfExtend inside llama.cpp (arXiv 2401.01325).
+
+Importing the package makes sure that llama_cpp, whenever it is imported, loads our build of llama.cpp; that library
+itself is loaded and verified when ``Llama`` is first used. ``config``, ``errors`` and ``positions`` never load it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import _native
+from .config import SelfExtendConfig, SelfExtendInfo
+from .errors import (
+    ContextFullError,
+    DemoError,
+    NativeLibraryError,
+    NotAnIntegerError,
+    SelfExtendError,
+    SettingError,
+)
+
+if TYPE_CHECKING:
+    from .llama import Llama as Llama
+
+    __version__: str
+
+__all__ = [
+    "ContextFullError",
+    "DemoError",
+    "Llama",
+    "NativeLibraryError",
+    "NotAnIntegerError",
+    "SelfExtendConfig",
+    "SelfExtendError",
+    "SelfExtendInfo",
+    "SettingError",
+    "__version__",
+]
+
+_native.claim()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Llama":
+        from .llama import Llama
+
+        return Llama
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pyselfextend")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,6 @@
+from typing import Final
+
+VERSION: Final[str]
+BUILD_ID: Final[str]
+LLAMA_CPP_PYTHON: Final[str]
+LLAMA_CPP_SHA256: Final[str]

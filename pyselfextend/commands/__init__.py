@@ -1,0 +1,1 @@
+"""One module per command of ``pyselfextend``, each with ``main(arguments) -> int``."""

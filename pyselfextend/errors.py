@@ -1,0 +1,51 @@
+"""The exceptions of the package.
+
+::
+
+    SelfExtendError                       everything below
+    ├── SettingError(ValueError)          a setting that is not allowed, by itself or with this model
+    │   └── NotAnIntegerError(TypeError)  a setting that is not an integer
+    ├── ContextFullError(ValueError)      tokens that do not fit into the context
+    ├── NativeLibraryError(ImportError)   the native library is missing, not of this build, or not the one in use
+    └── DemoError(RuntimeError)           the demo cannot run: no model, or a model that cannot be loaded
+
+Each message is one sentence or two: what was given, and what is allowed or what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ContextFullError",
+    "DemoError",
+    "NativeLibraryError",
+    "NotAnIntegerError",
+    "SelfExtendError",
+    "SettingError",
+]
+
+
+class SelfExtendError(Exception):
+    """Base class of every exception that this package raises on purpose."""
+
+
+class SettingError(SelfExtendError, ValueError):
+    """A setting is not allowed, by itself or together with the model and the context.
+
+    Also what a model whose architecture is not supported raises; the message names the architecture.
+    """
+
+
+class NotAnIntegerError(SettingError, TypeError):
+    """A setting is not an integer. It is a ``ValueError`` like every other bad value, and a ``TypeError`` as well."""
+
+
+class ContextFullError(SelfExtendError, ValueError):
+    """Tokens do not fit into what is left of the context. Nothing was evaluated; the instance stays usable."""
+
+
+class NativeLibraryError(SelfExtendError, ImportError):
+    """The native library is missing, was not built with this package, or another llama.cpp is in the process."""
+
+
+class DemoError(SelfExtendError, RuntimeError):
+    """The demo cannot run, for example because there is no model file."""

@@ -1,0 +1,198 @@
+"""``Llama``: llama-cpp-python's class of the same name, with a longer context."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import _native
+from .config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo, integer
+from .errors import ContextFullError, SelfExtendError, SettingError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_library = _native.load()  # before llama_cpp, which it imports with our library
+
+import llama_cpp  # noqa: E402
+import numpy as np  # noqa: E402
+
+__all__ = ["Llama"]
+
+#: auto, fused or composed: forces one way of computing the attention. For tests.
+ATTN_VARIABLE = "PYSELFEXTEND_ATTN"
+
+
+class Llama(llama_cpp.Llama):
+    """A GGUF model that reads beyond its trained context, by SelfExtend (arXiv 2401.01325).
+
+    A ``llama_cpp.Llama`` with two more arguments; every other argument, method, chat format and return type is its own.
+
+    >>> from pyselfextend import Llama
+    >>> with Llama("model.gguf", n_ctx=16384, ga_n=4, ga_w=1024) as llm:
+    ...     print(llm.self_extend)
+    ...     print(llm.create_completion(long_text, max_tokens=64)["choices"][0]["text"])
+
+    Args:
+        model_path: path of the GGUF file.
+        ga_n: group size, at least 1. 1 is the plain model: nothing of SelfExtend is built then.
+        ga_w: neighbour window in tokens, at least 0 and below the trained context. None: an eighth of the trained
+            context.
+        **kwargs: those of ``llama_cpp.Llama``. ``n_ctx`` may go up to the reach of the pair,
+            ``pyselfextend.positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)`` tokens.
+
+    Raises:
+        SettingError: a ``ValueError``: a value is not allowed, the pair does not reach ``n_ctx`` on this model (the
+            message says how far it reaches and the smallest ``ga_n`` that fits), or the model's architecture is not
+            supported.
+        NotAnIntegerError: a ``ValueError`` and ``TypeError``: ``ga_n`` or ``ga_w`` is not an integer.
+        ValueError: the model could not be loaded, as in ``llama_cpp.Llama``.
+    """
+
+    def __init__(self, model_path: str, *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any) -> None:
+        self._config = SelfExtendConfig(ga_n, ga_w)
+        self._self_extend: SelfExtendInfo | None = None
+        try:
+            if self._config.is_plain:
+                super().__init__(model_path, **kwargs)
+            else:
+                self._init_extended(model_path, **kwargs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _init_extended(self, model_path: str, **kwargs: Any) -> None:
+        for name, low in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
+            if name in kwargs:  # llama_cpp would cut the value to 32 bits, and llama.cpp may not survive what is left
+                kwargs[name] = integer(name, kwargs[name], low, SETTING_MAX)
+        if not _library.set_next(self._config.ga_n, self._config.ga_w, _attn()):
+            raise SettingError(_library.last_error())
+        try:
+            super().__init__(model_path, **kwargs)
+        except ValueError as error:
+            reason = _library.last_error()
+            if reason:
+                raise SettingError(reason) from error
+            raise
+        finally:
+            _library.set_next(1)  # in case that no context was created: the setting must not reach a later one
+
+        # llama_cpp sizes these for the n_ctx asked for, llama.cpp pads that: make room for all that n_ctx() promises.
+        self.input_ids = np.ndarray((self.n_ctx(),), dtype=np.intc)
+        if self._logits_all:
+            self.scores = np.ndarray((self.n_ctx(), self.n_vocab()), dtype=np.single)
+
+    @property
+    def self_extend(self) -> SelfExtendInfo:
+        """What is in force: group size, window, trained context, longest reach, bytes of each cache part."""
+        if self._self_extend is None:
+            self._self_extend = self._read_info()
+        return self._self_extend
+
+    def _read_info(self) -> SelfExtendInfo:
+        if self._config.is_plain:
+            n_ctx_train = self._model.n_ctx_train()
+            return SelfExtendInfo(
+                ga_n=1,
+                ga_w=0,
+                n_ctx_train=n_ctx_train,
+                n_ctx_reach=n_ctx_train,
+                bytes_far=0,
+                bytes_near=0,
+                n_layer_fused=0,
+                n_layer_composed=0,
+            )
+        info = _library.get_info(self._ctx.ctx)
+        if info is None:
+            raise SelfExtendError("llama.cpp created a plain context although SelfExtend was asked for")
+        return info
+
+    def n_ctx(self) -> int:
+        """The context window in tokens: llama.cpp's, which it pads, but no more than the reach."""
+        n_ctx = int(super().n_ctx())
+        return n_ctx if self._config.is_plain else min(n_ctx, self.self_extend.n_ctx_reach)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens after the ``n_tokens`` that have been evaluated.
+
+        Raises:
+            ContextFullError: a ``ValueError``: they do not fit into what is left of the context. Nothing was evaluated.
+        """
+        if self._config.is_plain:
+            super().eval(tokens)
+            return
+        room = min(self.n_ctx(), len(self.input_ids))
+        if self.n_tokens + len(tokens) > room:
+            raise ContextFullError(
+                f"{len(tokens)} tokens after {self.n_tokens} do not fit into the context of {room} tokens; "
+                f"give at most {room - self.n_tokens}, or create the model with a larger n_ctx"
+            )
+        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            self._evaluate_again()
+        super().eval(tokens)
+
+    def _evaluate_again(self) -> None:
+        """Fill the cache anew with the tokens so far: it cannot be cut at ``n_tokens``.
+
+        The near part forgets keys that have left the window, so a deep roll-back may need some that are gone. llama_cpp
+        ignores the refusal, and would go on with both the old tokens and the new ones in the cache.
+        """
+        tokens = self.input_ids[: self.n_tokens].tolist()
+        self._ctx.kv_cache_clear()
+        self.n_tokens = 0
+        super().eval(tokens)
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        """Go back to what ``save_state`` returned.
+
+        Raises:
+            RuntimeError: llama.cpp refuses the state, for example because it was saved with another ``ga_n`` or
+                ``ga_w``. With ``ga_n`` above 1 the instance is empty then, and usable.
+        """
+        if self._config.is_plain:
+            super().load_state(state)
+            return
+        input_ids, seed = self.input_ids, self._seed
+        try:
+            super().load_state(state)
+        except BaseException:
+            self._ctx.kv_cache_clear()
+            self.n_tokens, self.input_ids, self._seed = 0, input_ids, seed
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "ga_n": self._config.ga_n, "ga_w": self._config.ga_w}
+
+    def close(self) -> None:
+        """Free the model and the context. Closing twice is fine; do not use the instance afterwards."""
+        if hasattr(self, "_stack"):  # not there if the constructor failed early
+            super().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _attn() -> str:
+    attn = os.environ.get(ATTN_VARIABLE, "auto")
+    if attn not in _native.ATTN:
+        raise SettingError(f"{ATTN_VARIABLE} is {attn!r}; it must be one of {', '.join(_native.ATTN)}")
+    return attn
+
+
+def _signature() -> inspect.Signature:
+    """llama_cpp's parameters, with ours after ``model_path``, so that help() and editors show all of them."""
+    upstream = inspect.signature(llama_cpp.Llama.__init__)
+    ours = inspect.signature(Llama.__init__).parameters
+    parameters = list(upstream.parameters.values())
+    return upstream.replace(parameters=[*parameters[:2], ours["ga_n"], ours["ga_w"], *parameters[2:]])
+
+
+Llama.__init__.__signature__ = _signature()  # type: ignore[attr-defined]

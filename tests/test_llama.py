@@ -1,0 +1,443 @@
+"""``pyselfextend.Llama``: everything of llama_cpp's class, the two arguments, their errors, and the description."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import unsupported
+
+from pyselfextend import ContextFullError, Llama, NotAnIntegerError, SelfExtendInfo, SettingError, _native, positions
+
+import llama_cpp  # isort: skip  # after pyselfextend
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # isort: skip
+
+N_CTX_TRAIN = 512  # of the tiny models
+PAIRS = [(2, 0), (4, 64), (3, 100), (5, 1)]
+
+QUIET: dict[str, Any] = {"verbose": False, "n_threads": 1, "n_threads_batch": 1}  # one thread: the models are tiny
+
+Open = Callable[..., Llama]
+
+
+@pytest.fixture
+def open_tiny(tiny_model: Path) -> Iterator[Open]:
+    """Opens the tiny Llama model; closes what was opened."""
+    opened: list[Llama] = []
+
+    def open_model(**kwargs: Any) -> Llama:
+        opened.append(Llama(str(tiny_model), **{**QUIET, **kwargs}))
+        return opened[-1]
+
+    yield open_model
+    for llm in opened:
+        llm.close()
+
+
+def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
+    """Token ids of the tiny models, without control tokens."""
+    return [int(token) for token in np.random.default_rng(seed).integers(3, 300, n_tokens)]
+
+
+def last_logits(llm: Llama) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Logits [n_vocab] after the last token."""
+    return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(llm.n_vocab(),)).copy()
+
+
+def complete(llm: Llama, prompt: str | list[int], n_tokens: int = 12) -> str:
+    completion: Any = llm.create_completion(prompt, max_tokens=n_tokens, temperature=0.0)
+    return str(completion["choices"][0]["text"])
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"ga_n": 0}, SettingError, "ga_n is 0; it must be an integer from 1 to "),
+        ({"ga_n": -4}, SettingError, "ga_n is -4; it must be an integer from 1 to "),
+        ({"ga_n": 2**40}, SettingError, "ga_n is 1099511627776; it must be an integer from 1 to "),
+        ({"ga_n": 2.0}, NotAnIntegerError, "ga_n is 2.0 of type float; it must be an integer"),
+        ({"ga_n": np.float32(2)}, NotAnIntegerError, "of type float32; it must be an integer"),
+        ({"ga_n": True}, NotAnIntegerError, "ga_n is True of type bool; it must be an integer"),
+        ({"ga_n": "2"}, NotAnIntegerError, "ga_n is '2' of type str; it must be an integer"),
+        ({"ga_n": None}, NotAnIntegerError, "ga_n is None of type NoneType; it must be an integer"),
+        ({"ga_n": 2, "ga_w": -1}, SettingError, "ga_w is -1; it must be an integer from 0 to "),
+        ({"ga_n": 2, "ga_w": 64.0}, NotAnIntegerError, "ga_w is 64.0 of type float; it must be an integer"),
+        ({"ga_n": 2, "ga_w": 512}, SettingError, "ga_w is 512, it must be below the trained context.* 512 tokens"),
+        ({"ga_n": 2, "ga_w": 2**31 - 1}, SettingError, "ga_w is 2147483647, it must be below the trained context"),
+        ({"ga_n": 2, "n_ctx": -1}, SettingError, "n_ctx is -1; it must be an integer from 0 to "),
+        ({"ga_n": 2, "n_ctx": 2**32 + 512}, SettingError, "n_ctx is 4294967808; it must be an integer from 0 to "),
+        ({"ga_n": 2, "n_ctx": 512.0}, NotAnIntegerError, "n_ctx is 512.0 of type float; it must be an integer"),
+        ({"ga_n": 2, "n_batch": 0}, SettingError, "n_batch is 0; it must be an integer from 1 to "),
+        ({"ga_n": 2, "n_ubatch": -1}, SettingError, "n_ubatch is -1; it must be an integer from 1 to "),
+    ],
+)
+def test_bad_settings(open_tiny: Open, kwargs: dict[str, Any], error: type[ValueError], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        open_tiny(**kwargs)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ga_n", "ga_w"), PAIRS)
+def test_context_up_to_the_reach_and_no_further(open_tiny: Open, ga_n: int, ga_w: int) -> None:
+    reach = positions.n_ctx_reach(N_CTX_TRAIN, ga_n, ga_w)
+    llm = open_tiny(ga_n=ga_n, ga_w=ga_w, n_ctx=reach)
+    assert llm.n_ctx() == reach  # llama.cpp pads it to a multiple of 256
+    assert llm.self_extend.n_ctx_reach == reach
+
+    smallest = positions.ga_n_min(N_CTX_TRAIN, ga_w, reach + 1)
+    with pytest.raises(SettingError, match=rf"\b{reach + 1}\b.*\b{reach} tokens\b.*smallest ga_n that fits is {smallest}$"):
+        open_tiny(ga_n=ga_n, ga_w=ga_w, n_ctx=reach + 1)
+    assert open_tiny(ga_n=smallest, ga_w=ga_w, n_ctx=reach + 1).n_ctx() > reach
+
+
+def test_a_failed_construction_frees_the_model(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    bindings: Any = sys.modules["llama_cpp.llama_cpp"]
+    freed = []
+    free = bindings.llama_model_free
+    monkeypatch.setattr(bindings, "llama_model_free", lambda model: freed.append(model) or free(model))
+
+    with pytest.raises(SettingError):
+        open_tiny(ga_n=2, ga_w=0, n_ctx=5000)
+    assert len(freed) == 1
+    gc.collect()  # and nothing is left that complains when it is collected: warnings are errors here
+
+
+def test_a_failed_construction_leaves_no_setting_behind(open_tiny: Open, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        Llama(str(tmp_path / "missing.gguf"), ga_n=4, verbose=False)
+    assert _native.load().get_info(open_tiny()._ctx.ctx) is None
+
+    with pytest.raises(SettingError):
+        open_tiny(ga_n=2, n_ctx=10**6)
+    assert _native.load().get_info(open_tiny()._ctx.ctx) is None
+
+
+def test_a_setting_belongs_to_its_thread(open_tiny: Open) -> None:
+    both_set = threading.Barrier(2)
+    library = _native.load()
+    seen: dict[int, SelfExtendInfo] = {}
+
+    def create(ga_n: int) -> None:
+        library.set_next(ga_n, 64)
+        both_set.wait(60)
+        context = llama_cpp.llama_init_from_model(model, params)
+        info = library.get_info(context)
+        assert info is not None
+        seen[ga_n] = info
+        llama_cpp.llama_free(context)
+
+    llm = open_tiny()
+    model, params = llm.model, llm.context_params
+    threads = [threading.Thread(target=create, args=(ga_n,)) for ga_n in (2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {ga_n: info.ga_n for ga_n, info in seen.items()} == {2: 2, 3: 3}
+
+
+@pytest.mark.parametrize("arch", unsupported.LAYERS)
+def test_unsupported_architectures_are_refused_by_name(tmp_path: Path, arch: str) -> None:
+    model = str(unsupported.make(tmp_path / "model.gguf", arch))
+    with pytest.raises(SettingError, match=f"'{arch}' is not supported.*{unsupported.REASONS[arch]}"):
+        Llama(model, n_ctx=64, ga_n=2, ga_w=8, verbose=False)
+    with Llama(model, n_ctx=64, verbose=False) as llm:  # the plain model works
+        assert llm.self_extend.ga_n == 1
+
+
+def test_several_positions_per_token_are_refused(tiny_models: dict[str, Path]) -> None:
+    with pytest.raises(SettingError, match=r"'qwen2vl' is not supported yet.*M-RoPE"):
+        Llama(str(tiny_models["qwen2vl"]), ga_n=2, verbose=False)
+
+
+@pytest.mark.parametrize(("way", "n_fused"), [("auto", 2), ("fused", 2), ("composed", 0)])
+def test_the_way_of_computing_can_be_forced(
+    open_tiny: Open, monkeypatch: pytest.MonkeyPatch, way: str, n_fused: int
+) -> None:
+    monkeypatch.setenv("PYSELFEXTEND_ATTN", way)
+    info = open_tiny(ga_n=4).self_extend
+    assert (info.n_layer_fused, info.n_layer_composed) == (n_fused, 2 - n_fused)
+
+
+def test_a_bad_way_of_computing(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSELFEXTEND_ATTN", "fast")
+    with pytest.raises(SettingError, match="^PYSELFEXTEND_ATTN is 'fast'; it must be one of auto, fused, composed$"):
+        open_tiny(ga_n=4)
+
+
+# -- description
+
+
+def test_description(open_tiny: Open) -> None:
+    info = open_tiny(ga_n=np.int64(4), ga_w=64, n_ctx=1024, n_ubatch=128).self_extend
+    assert (info.ga_n, info.ga_w, info.n_ctx_train, info.n_ctx_reach) == (4, 64, 512, (512 - 64 + 16) * 4)
+    n_bytes_per_token = 2 * 2 * 2 * 32 * 2  # layers, K and V, KV heads, head size, F16
+    assert info.bytes_far == 1024 * n_bytes_per_token
+    assert (64 + 128) * n_bytes_per_token <= info.bytes_near < info.bytes_far
+    assert "ga_n=4 ga_w=64" in str(info)
+
+
+def test_default_window_is_an_eighth_of_the_trained_context(open_tiny: Open) -> None:
+    assert open_tiny(ga_n=4).self_extend.ga_w == N_CTX_TRAIN // 8
+
+
+def test_description_of_the_plain_model(open_tiny: Open) -> None:
+    assert open_tiny().self_extend == SelfExtendInfo(
+        ga_n=1,
+        ga_w=0,
+        n_ctx_train=512,
+        n_ctx_reach=512,
+        bytes_far=0,
+        bytes_near=0,
+        n_layer_fused=0,
+        n_layer_composed=0,
+    )
+
+
+# -- the same class
+
+
+def test_the_plain_model_calls_nothing_native(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*_: object) -> None:
+        raise AssertionError("called")
+
+    for name in ("set_next", "get_info", "last_error"):
+        monkeypatch.setattr(_native.Library, name, called)
+    llm = open_tiny()
+    complete(llm, "a")
+    assert llm.self_extend.ga_n == 1
+
+
+def test_the_plain_model_is_llama_cpps(open_tiny: Open, tiny_model: Path) -> None:
+    theirs = llama_cpp.Llama(str(tiny_model), **QUIET)
+    ours = open_tiny()
+    assert isinstance(ours, llama_cpp.Llama)
+    tokens = some_tokens(300)
+    theirs.eval(tokens)
+    ours.eval(tokens)
+    assert np.array_equal(last_logits(ours), last_logits(theirs))
+    assert complete(ours, "The quick brown") == complete(theirs, "The quick brown")
+    theirs.close()
+
+
+def test_signature_has_every_parameter() -> None:
+    upstream = inspect.signature(llama_cpp.Llama).parameters
+    ours = inspect.signature(Llama).parameters
+    assert list(ours)[:3] == ["model_path", "ga_n", "ga_w"]
+    assert {name: ours[name] for name in upstream} == dict(upstream)
+    assert set(ours) - set(upstream) == {"ga_n", "ga_w"}
+    assert (ours["ga_n"].default, ours["ga_w"].default) == (1, None)
+
+
+def test_pickling(open_tiny: Open) -> None:
+    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1000)
+    copy = pickle.loads(pickle.dumps(llm))
+    try:
+        assert type(copy) is Llama
+        assert copy.self_extend == llm.self_extend
+        assert copy.n_ctx() == llm.n_ctx() == 1024
+        tokens = some_tokens(800)
+        assert complete(copy, tokens) == complete(llm, tokens)
+    finally:
+        copy.close()
+
+
+def test_pickling_keeps_the_default_window_open(open_tiny: Open) -> None:
+    state = open_tiny(ga_n=4).__getstate__()
+    assert (state["ga_n"], state["ga_w"]) == (4, None)
+
+
+def test_context_manager_and_close(tiny_model: Path) -> None:
+    with Llama(str(tiny_model), ga_n=4, verbose=False) as llm:
+        assert isinstance(llm, Llama)
+        llm.eval([1, 5, 6])
+    assert llm._model.model is None
+    assert llm._ctx.ctx is None
+    assert llm.self_extend.ga_n == 4
+    llm.close()
+    llm.close()
+
+
+def test_from_pretrained_takes_our_arguments(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is not ours to test and not always there: a stand-in that has the one file."""
+    hub: Any = types.ModuleType("huggingface_hub")
+    hub.utils = types.ModuleType("huggingface_hub.utils")
+    hub.hf_hub_download = lambda **_: str(tiny_model)
+    hub.HfFileSystem = lambda: types.SimpleNamespace(ls=lambda *_, **__: ["some/model/tiny.gguf"])
+    hub.utils.validate_repo_id = lambda _: None
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
+
+    with Llama.from_pretrained("some/model", "*.gguf", ga_n=4, ga_w=64, verbose=False) as llm:
+        assert isinstance(llm, Llama)
+        assert (llm.self_extend.ga_n, llm.self_extend.ga_w) == (4, 64)
+
+
+# -- evaluation
+
+
+@pytest.mark.parametrize(("ga_n", "ga_w"), PAIRS)
+def test_tokens_that_do_not_fit_are_refused_before_anything_is_evaluated(open_tiny: Open, ga_n: int, ga_w: int) -> None:
+    reach = positions.n_ctx_reach(N_CTX_TRAIN, ga_n, ga_w)
+    llm = open_tiny(ga_n=ga_n, ga_w=ga_w, n_ctx=reach)
+    tokens = some_tokens(reach)
+
+    llm.eval(tokens[:700])
+    with pytest.raises(ContextFullError, match=f"^{reach - 699} tokens after 700 do not fit .* of {reach} tokens; "):
+        llm.eval(tokens[: reach - 699])
+    assert llm.n_tokens == 700
+
+    llm.eval(tokens[700:])
+    assert llm.n_tokens == reach
+    with pytest.raises(ContextFullError, match="give at most 0"):
+        llm.eval([5])
+
+    fresh = open_tiny(ga_n=ga_n, ga_w=ga_w, n_ctx=reach)
+    fresh.eval(tokens)
+    assert np.allclose(last_logits(llm), last_logits(fresh), rtol=0, atol=0.02)
+
+
+def test_a_prompt_that_does_not_fit_leaves_the_instance_usable(open_tiny: Open) -> None:
+    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1000)
+    before = complete(llm, some_tokens(600))
+    n_tokens = llm.n_tokens
+    with pytest.raises(ValueError, match="exceed context window"):
+        llm.create_completion(some_tokens(1100))
+    with pytest.raises(ContextFullError):
+        next(llm.generate(some_tokens(1100, seed=1)))
+    assert llm.n_tokens in (0, n_tokens)
+    assert complete(llm, some_tokens(600)) == before
+
+
+def test_the_whole_padded_context_can_be_used(open_tiny: Open) -> None:
+    """llama.cpp pads n_ctx to a multiple of 256; llama_cpp's own arrays do not follow."""
+    for logits_all in (False, True):
+        llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1000, logits_all=logits_all)
+        assert llm.n_ctx() == 1024
+        llm.eval(some_tokens(1024))
+        assert llm.n_tokens == len(llm.eval_tokens) == 1024
+    assert llm.scores.shape == (1024, llm.n_vocab())
+    assert np.array_equal(llm.scores[1023], last_logits_of_all(llm))
+
+
+def last_logits_of_all(llm: Llama) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """As last_logits, of a model that computes them for every token."""
+    return np.ctypeslib.as_array(llm._ctx.get_logits_ith(-1), shape=(llm.n_vocab(),)).copy()
+
+
+@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize("keep", [899, 890, 500, 100, 3])
+def test_rolling_back(open_tiny: Open, keep: int, flash_attn: bool) -> None:
+    """Evaluating on from an earlier point is the same as evaluating afresh, however far back the point is."""
+    kwargs = {"ga_n": 4, "ga_w": 64, "n_ctx": 1024, "n_ubatch": 64, "flash_attn": flash_attn}
+    tokens, others = some_tokens(900), some_tokens(60, seed=1)
+    llm, fresh = open_tiny(**kwargs), open_tiny(**kwargs)
+    fresh.eval(tokens[:keep] + others)
+
+    llm.eval(tokens)
+    llm.n_tokens = keep
+    llm.eval(others)
+    assert llm.n_tokens == keep + len(others)
+    assert list(llm.eval_tokens) == tokens[:keep] + others
+    assert np.allclose(last_logits(llm), last_logits(fresh), rtol=0, atol=0.02)
+
+
+def test_a_refused_roll_back_evaluates_again(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What llama.cpp may answer to any roll-back, and llama_cpp's own eval() ignores."""
+    tokens, others = some_tokens(900), some_tokens(60, seed=1)
+    llm, fresh = open_tiny(ga_n=4, ga_w=64, n_ctx=1024), open_tiny(ga_n=4, ga_w=64, n_ctx=1024)
+    fresh.eval(tokens[:500] + others)
+
+    llm.eval(tokens)
+    llm.n_tokens = 500
+    with monkeypatch.context() as patch:
+        remove = llm._ctx.kv_cache_seq_rm
+        patch.setattr(llm._ctx, "kv_cache_seq_rm", lambda seq, p0, p1: p0 != 500 and remove(seq, p0, p1))
+        llm.eval([])
+    llm.eval(others)
+    assert np.allclose(last_logits(llm), last_logits(fresh), rtol=0, atol=0.02)
+
+
+def test_generation_reuses_a_common_prefix(open_tiny: Open) -> None:
+    tokens = some_tokens(800)
+    prompts = [tokens, tokens + some_tokens(50, seed=1), tokens[:400] + some_tokens(50, seed=2), tokens[:90], tokens]
+    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1024)
+    together = [complete(llm, prompt) for prompt in prompts]
+    apart = [complete(open_tiny(ga_n=4, ga_w=64, n_ctx=1024), prompt) for prompt in prompts]
+    assert together == apart
+
+
+def test_completions_stop_at_the_end_of_the_context(open_tiny: Open) -> None:
+    reach = positions.n_ctx_reach(N_CTX_TRAIN, 2, 0)
+    llm = open_tiny(ga_n=2, ga_w=0, n_ctx=reach)
+    completion: Any = llm.create_completion(
+        some_tokens(reach - 5), max_tokens=None, temperature=0.0, logit_bias={llm.token_eos(): -1e9}
+    )
+    assert completion["usage"]["completion_tokens"] == 5
+    assert completion["choices"][0]["finish_reason"] == "length"
+
+
+def test_chat(open_tiny: Open) -> None:
+    messages: Any = [{"role": "user", "content": "What is in the text? " * 40}]
+    answers = []
+    for _ in range(2):
+        llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1536)
+        answer: Any = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)
+        answers.append(answer["choices"][0]["message"]["content"])
+        stream: Any = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0, stream=True)
+        answers.append("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in stream))
+    assert answer["object"] == "chat.completion"
+    assert len(set(answers)) == 1
+
+
+def test_speculative_decoding_changes_nothing(open_tiny: Open) -> None:
+    """Rejected drafts are roll-backs."""
+    tokens = some_tokens(40) * 20
+    kwargs = {"ga_n": 4, "ga_w": 64, "n_ctx": 1024}
+    draft = open_tiny(draft_model=LlamaPromptLookupDecoding(num_pred_tokens=6), **kwargs)
+    assert complete(draft, tokens, 40) == complete(open_tiny(**kwargs), tokens, 40)
+
+
+# -- saved state
+
+
+def test_saved_state(open_tiny: Open) -> None:
+    tokens, others = some_tokens(800), some_tokens(100, seed=1)
+    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1024)
+    llm.eval(tokens)
+    state = llm.save_state()
+    llm.eval(others)
+    expected = last_logits(llm)
+
+    for target in (llm, open_tiny(ga_n=4, ga_w=64, n_ctx=1024)):
+        target.load_state(state)
+        assert target.n_tokens == 800
+        target.eval(others)
+        assert np.allclose(last_logits(target), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("other", [{"ga_n": 3, "ga_w": 64}, {"ga_n": 4, "ga_w": 65}, {"ga_n": 1}])
+def test_state_of_another_setting_is_refused(open_tiny: Open, other: dict[str, int]) -> None:
+    saved = open_tiny(n_ctx=1024, **other)
+    saved.eval(some_tokens(300))
+    state = saved.save_state()
+
+    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1024)
+    expected = complete(llm, some_tokens(700))
+    with pytest.raises(RuntimeError):
+        llm.load_state(state)
+    assert llm.n_tokens == 0
+    assert complete(llm, some_tokens(700)) == expected
