@@ -126,7 +126,7 @@ def weights(tiny: Tiny, n_vocab: int, seed: int) -> dict[str, np.ndarray[Any, An
             for suffix in ("weight", "bias"):
                 parts = [tensors.pop(f"{block}.attn_{c}.{suffix}") for c in "qkv"]
                 tensors[f"{block}.attn_qkv.{suffix}"] = np.concatenate(parts)
-    # a tied head meets the embedding of the token itself in the residual stream: keep its logit in the range of the others
+    # a tied head meets the embedding of the token itself in the residual stream: keep that logit near the others
     norm("output_norm", tiny.n_embd, 1.2 / embd if tiny.tied else 3.0)
     if not tiny.tied:
         matrix("output", n_vocab, tiny.n_embd)

@@ -194,8 +194,7 @@ def _check_handle(bindings: Any, ours: Path) -> None:
     theirs = Path(bindings._lib._name)
     if not theirs.exists() or not theirs.samefile(ours):
         raise NativeLibraryError(
-            f"llama_cpp was imported before pyselfextend and has loaded {theirs} instead of {ours}; "
-            "import pyselfextend before llama_cpp, in a fresh process"
+            f"llama_cpp has loaded {theirs} instead of {ours}; import pyselfextend before llama_cpp, in a fresh process"
         )
 
 

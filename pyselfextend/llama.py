@@ -25,6 +25,19 @@ __all__ = ["Llama"]
 #: auto, fused or composed: forces one way of computing the attention. For tests.
 ATTN_VARIABLE = "PYSELFEXTEND_ATTN"
 
+#: The ggml types that a KV cache can have.
+CACHE_TYPES = {
+    llama_cpp.GGML_TYPE_F32: "F32",
+    llama_cpp.GGML_TYPE_F16: "F16",
+    30: "BF16",  # llama_cpp has no name for it
+    llama_cpp.GGML_TYPE_Q8_0: "Q8_0",
+    llama_cpp.GGML_TYPE_Q5_1: "Q5_1",
+    llama_cpp.GGML_TYPE_Q5_0: "Q5_0",
+    llama_cpp.GGML_TYPE_Q4_1: "Q4_1",
+    llama_cpp.GGML_TYPE_Q4_0: "Q4_0",
+    llama_cpp.GGML_TYPE_IQ4_NL: "IQ4_NL",
+}
+
 
 class Llama(llama_cpp.Llama):
     """A GGUF model that reads beyond its trained context, by SelfExtend (arXiv 2401.01325).
@@ -65,9 +78,14 @@ class Llama(llama_cpp.Llama):
             raise
 
     def _init_extended(self, model_path: str, **kwargs: Any) -> None:
+        # What llama_cpp hands on as it is, or cut to 32 bits, and llama.cpp may not survive.
         for name, low in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
-            if name in kwargs:  # llama_cpp would cut the value to 32 bits, and llama.cpp may not survive what is left
+            if name in kwargs:
                 kwargs[name] = integer(name, kwargs[name], low, SETTING_MAX)
+        for name in ("type_k", "type_v"):
+            if kwargs.get(name) not in (None, *CACHE_TYPES):
+                allowed = ", ".join(f"{value} ({label})" for value, label in CACHE_TYPES.items())
+                raise SettingError(f"{name} is {kwargs[name]!r}; it must be None or one of {allowed}")
         if not _library.set_next(self._config.ga_n, self._config.ga_w, _attn()):
             raise SettingError(_library.last_error())
         try:
@@ -141,9 +159,8 @@ class Llama(llama_cpp.Llama):
         ignores the refusal, and would go on with both the old tokens and the new ones in the cache.
         """
         tokens = self.input_ids[: self.n_tokens].tolist()
-        self._ctx.kv_cache_clear()
         self.n_tokens = 0
-        super().eval(tokens)
+        super().eval(tokens)  # which removes what the cache holds from position 0 on
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Go back to what ``save_state`` returned.
@@ -159,12 +176,12 @@ class Llama(llama_cpp.Llama):
         try:
             super().load_state(state)
         except BaseException:
-            self._ctx.kv_cache_clear()
             self.n_tokens, self.input_ids, self._seed = 0, input_ids, seed
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "ga_n": self._config.ga_n, "ga_w": self._config.ga_w}
+        state: dict[str, Any] = llama_cpp.Llama.__getstate__(self)
+        return {**state, "ga_n": self._config.ga_n, "ga_w": self._config.ga_w}
 
     def close(self) -> None:
         """Free the model and the context. Closing twice is fine; do not use the instance afterwards."""

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Path of each tiny random model of models/make_tiny.py by its name; trained context 512, F32."""
     spec = importlib.util.spec_from_file_location("make_tiny", ROOT / "models" / "make_tiny.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     make_tiny = sys.modules["make_tiny"] = importlib.util.module_from_spec(spec)  # dataclasses look it up
     spec.loader.exec_module(make_tiny)
     models: dict[str, Path] = make_tiny.make_all(tmp_path_factory.mktemp("tiny"))

@@ -61,6 +61,10 @@ def far_frames(pos: Array, ga_n: int, ga_w: int) -> tuple[Array, Array]:
     return pos // ga_n + ga_w - ga_w // ga_n, pos // ga_n
 
 
+def gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
+
+
 def softmax(x: Array) -> Array:
     x = np.exp(x - x.max(axis=-1, keepdims=True))
     return x / x.sum(axis=-1, keepdims=True)
@@ -98,9 +102,7 @@ class Reference:
         if self.name not in ARCHS:
             raise ValueError(f"architecture {self.name!r} is not one of {', '.join(ARCHS)}")
         self.arch = ARCHS[self.name]
-        self._tensors = {
-            t.name: dequantize(t.data, t.tensor_type).astype(self.dtype) for t in reader.tensors
-        }
+        self._tensors = {t.name: dequantize(t.data, t.tensor_type).astype(self.dtype) for t in reader.tensors}
 
         self.n_layer = int(self._meta("block_count"))
         self.n_embd = int(self._meta("embedding_length"))
@@ -208,8 +210,12 @@ class Reference:
 
     # the model around it
 
+    def _matmul(self, x: Array, weight: str) -> Array:
+        """Rows of x times a weight matrix, in dtype. Overridden by tests that round x."""
+        return x.astype(self.dtype) @ self._tensors[weight].T
+
     def _linear(self, name: str, x: Array) -> Array:
-        y = (x.astype(self.dtype) @ self._tensors[f"{name}.weight"].T).astype(np.float64)
+        y = self._matmul(x, f"{name}.weight").astype(np.float64)
         bias = self._tensors.get(f"{name}.bias")
         return y if bias is None else y + bias
 
@@ -238,7 +244,7 @@ class Reference:
         return q, k, v
 
     def _head_norm(self, name: str, x: Array) -> Array:
-        # one weight vector for all heads (Qwen3) or one per head (StableLM 2): both broadcast over [n_tokens, n_head, :]
+        # one weight vector for all heads (Qwen3) or one per head (StableLM 2): both broadcast
         return self._norm(name, x.transpose(1, 0, 2)).transpose(1, 0, 2)
 
     def _attention(self, block: str, x: Array, ga_n: int, ga_w: int, by_pairs: bool) -> Array:
@@ -258,10 +264,7 @@ class Reference:
     def _ffn(self, block: str, x: Array) -> Array:
         gated = f"{block}.ffn_gate.weight" in self._tensors
         h = self._linear(f"{block}.ffn_gate" if gated else f"{block}.ffn_up", x)
-        if self.arch.gelu:
-            h = 0.5 * h * (1 + np.tanh(sqrt(2 / pi) * (h + 0.044715 * h**3)))
-        else:
-            h = h / (1 + np.exp(-h))
+        h = gelu(h) if self.arch.gelu else h / (1 + np.exp(-h))
         return self._linear(f"{block}.ffn_down", h * self._linear(f"{block}.ffn_up", x) if gated else h)
 
     def logits(self, tokens: Any, ga_n: int = 1, ga_w: int = 0, *, by_pairs: bool = False) -> Array:
@@ -281,8 +284,7 @@ class Reference:
             # without a norm of its own the FFN runs beside the attention, on the same input (Phi 2, StableLM 2 12B)
             parallel = f"{block}.ffn_norm.weight" not in self._tensors
             x = x + self._ffn(block, normed if parallel else self._norm(f"{block}.ffn_norm", x))
-        x = self._norm("output_norm", x).astype(self.dtype)
         tied = "output.weight" not in self._tensors
-        y = x @ self._tensors["token_embd.weight" if tied else "output.weight"].T
+        y = self._matmul(self._norm("output_norm", x), "token_embd.weight" if tied else "output.weight")
         bias = self._tensors.get("output.bias")
         return y if bias is None else y + bias

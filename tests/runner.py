@@ -224,7 +224,8 @@ class Runner:
 def add_rpc_device(folder: Path, endpoint: str) -> None:
     """Make an RPC server's device one of this process's, which a model then prefers to the CPU."""
     base, registry, rpc = (
-        ctypes.CDLL(str(next(iter(folder.glob(f"*{name}-pyselfextend.*"))))) for name in ("ggml-base", "libggml", "ggml-rpc")
+        ctypes.CDLL(str(next(iter(folder.glob(f"*{name}-pyselfextend.*")))))
+        for name in ("ggml-base", "libggml", "ggml-rpc")
     )
     base.ggml_backend_reg_dev_count.argtypes = [ctypes.c_void_p]
     base.ggml_backend_reg_dev_count.restype = ctypes.c_size_t

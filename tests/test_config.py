@@ -51,7 +51,7 @@ def test_not_an_integer(name: str, value: object) -> None:
 
 
 def test_a_bad_window_is_refused_for_the_plain_model_too() -> None:
-    with pytest.raises(SettingError, match="^ga_w is -5; "):
+    with pytest.raises(SettingError, match=r"^ga_w is -5; "):
         SelfExtendConfig(ga_n=1, ga_w=-5)
 
 

@@ -1,11 +1,11 @@
 """The engine against the reference, at every position.
 
-Bounds are taken from stock llama.cpp in the same test: how far it is from the plain reference, on the same model and the
-same tokens, is what this arithmetic can do. With F32 weights and an F32 cache that is float rounding; the yardstick then
-is stock's plain attention, because its flash attention rounds an F32 cache to F16 first. A key in the far frame is
-rotated twice, but sees smaller angles. Measured, over the models and pairs: the largest difference of a logit is 0.1 to 1.4
-times stock's, the root mean square 0.2 to 1.0 times; the factors leave room for other processors. A rule that is off by one
-is three orders of magnitude further away, in KL.
+Bounds are taken from stock llama.cpp in the same test: how far it is from the plain reference, on the same model and
+the same tokens, is what this arithmetic can do. With F32 weights and an F32 cache that is float rounding; the yardstick
+then is stock's plain attention, because its flash attention rounds an F32 cache to F16 first. A key in the far frame is
+rotated twice, but sees smaller angles. Measured, over the models and pairs: the largest difference of a logit is 0.1 to
+1.4 times stock's, the root mean square 0.2 to 1.0 times; the factors leave room for other processors. A rule that is
+off by one is three orders of magnitude further away, in KL.
 """
 
 from __future__ import annotations
@@ -217,7 +217,14 @@ def test_decode_reuses_graphs(tiny_model: Path, engine_lib: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_rounded_caches(
-    tiny_models: dict[str, Path], stock_lib: Path, engine_lib: Path, name: str, way: str, flash: str, type_k: str, type_v: str
+    tiny_models: dict[str, Path],
+    stock_lib: Path,
+    engine_lib: Path,
+    name: str,
+    way: str,
+    flash: str,
+    type_k: str,
+    type_v: str,
 ) -> None:
     """Mean KL at most 1.2 times that of stock with the same cache and flash setting (measured: 0.6 to 1.08)."""
     model, tokens = tiny_models[name], some_tokens(N_TOKENS)
@@ -230,33 +237,63 @@ def test_rounded_caches(
         assert kl_divergence(reference.logits(tokens, *pair), result.logits).mean() <= 1.2 * yardstick, pair
 
 
+class EightBit(Reference):
+    """Inputs of matrix products rounded as llama.cpp rounds them for quantized weights: 8 bits, blocks of 32."""
+
+    def _matmul(self, x: Array, weight: str) -> Array:
+        blocks = x.reshape(len(x), -1, 32)
+        step = np.abs(blocks).max(axis=-1, keepdims=True) / 127 + 1e-30
+        return super()._matmul((np.rint(blocks / step) * step).reshape(x.shape), weight)
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """SmolLM2 Q4_1, 700 tokens of prose, and how far stock llama.cpp is from the plain reference, by flash setting."""
+
+    reference: Reference
+    rounded: EightBit
+    tokens: Array
+    stock_kl: dict[str, float]
+    stock_rms: dict[str, float]
+    rounded_kl: float  # what the 8 bits alone do to the plain model
+
+
 @pytest.fixture(scope="module")
-def real(smollm2: Path, stock_lib: Path, prose: str) -> tuple[Reference, Array, dict[str, float]]:
-    """SmolLM2 Q4_1, 700 tokens of prose, and how far stock llama.cpp is from the plain reference: mean KL."""
+def real(smollm2: Path, stock_lib: Path, prose: str) -> RealCase:
     tokens = np.array(tokenize(stock_lib, smollm2, prose)[:N_TOKENS])
     assert len(tokens) == N_TOKENS
-    reference = Reference(smollm2, np.float32)
+    reference, rounded = Reference(smollm2, np.float32), EightBit(smollm2, np.float32)
     exact = reference.logits(tokens)
     flash = ["on", "off"]
     stock = evaluate_all(stock_lib, smollm2, tokens, [Job(flash=setting) for setting in flash])
-    kl = [float(kl_divergence(exact, result.logits).mean()) for result in stock]
-    return reference, tokens, dict(zip(flash, kl, strict=True))
+    kl = {setting: mean_kl(exact, result.logits) for setting, result in zip(flash, stock, strict=True)}
+    rms = {setting: Distance.between(result.logits, exact).rms for setting, result in zip(flash, stock, strict=True)}
+    return RealCase(reference, rounded, tokens, kl, rms, mean_kl(exact, rounded.logits(tokens)))
+
+
+def mean_kl(exact: Array, logits: Array) -> float:
+    return float(kl_divergence(exact, logits).mean())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ga_n", "ga_w"), PAIRS)
-def test_real_model(
-    smollm2: Path, engine_lib: Path, real: tuple[Reference, Array, dict[str, float]], ga_n: int, ga_w: int
-) -> None:
-    """Quantized weights, F16 cache: mean KL from the reference at most 1.2 times that of stock for the plain rule."""
-    reference, tokens, stock_kl = real
-    exact = reference.logits(tokens, ga_n, ga_w)
+def test_real_model(smollm2: Path, engine_lib: Path, real: RealCase, ga_n: int, ga_w: int) -> None:
+    """Quantized weights, F16 cache: mean KL from the reference at most 1.2 times that of stock for the plain rule.
+
+    Without a window worth the name the model is lost (entropy 4.4 nats, plain 2.8), and the same rounding of the same
+    logits makes a larger KL: measured on the reference with nothing but its activations rounded, 1.2 times for (2, 0).
+    The bound follows that there; the logits themselves stay as near as stock's, for every pair.
+    """
+    exact = real.reference.logits(real.tokens, ga_n, ga_w)
+    weight = 1.0
+    if ga_w < 64:
+        weight = mean_kl(exact, real.rounded.logits(real.tokens, ga_n, ga_w)) / real.rounded_kl
     settings = [("fused", "on"), ("composed", "off")]
     jobs = [Job(ga_n=ga_n, ga_w=ga_w, attn=way, flash=flash) for way, flash in settings]
-    for (way, flash), result in zip(settings, evaluate_all(engine_lib, smollm2, tokens, jobs), strict=True):
+    for (way, flash), result in zip(settings, evaluate_all(engine_lib, smollm2, real.tokens, jobs), strict=True):
         check_layers(result, way)
-        kl = kl_divergence(exact, result.logits).mean()
-        assert kl <= 1.2 * stock_kl[flash], (way, kl, stock_kl[flash])
+        assert mean_kl(exact, result.logits) <= 1.2 * weight * real.stock_kl[flash], (way, weight)
+        assert Distance.between(result.logits, exact).rms <= 1.2 * real.stock_rms[flash], way
 
 
 # the plain model, and the Python class

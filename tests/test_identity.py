@@ -88,7 +88,8 @@ def test_build_information() -> None:
 def test_pure_modules_load_nothing_native() -> None:
     code = (
         "import sys; from pyselfextend import _native, config, errors, positions, prompts\n"
-        "print('llama_cpp' in sys.modules, [p.name for p in _native.loaded_libraries() if _native._STOCK.fullmatch(p.name)])"
+        "libraries = [path.name for path in _native.loaded_libraries() if _native._STOCK.fullmatch(path.name)]\n"
+        "print('llama_cpp' in sys.modules, libraries)"
     )
     assert python(code) == "False []"
 
@@ -116,10 +117,19 @@ def test_llama_cpp_first_with_our_library() -> None:
 
 def test_llama_cpp_first_with_another_library(other_libraries: Path) -> None:
     message = python("import llama_cpp, pyselfextend", LLAMA_CPP_LIB_PATH=str(other_libraries))
-    assert message.startswith("pyselfextend.errors.NativeLibraryError: llama_cpp was imported before pyselfextend")
+    assert message.startswith("pyselfextend.errors.NativeLibraryError: llama_cpp has loaded ")
     assert str(other_libraries) in message
     assert str(LIB) in message
     assert "import pyselfextend before llama_cpp" in message
+
+
+def test_another_library_in_between(other_libraries: Path) -> None:
+    code = (
+        f"import os, pyselfextend; os.environ['LLAMA_CPP_LIB_PATH'] = {str(other_libraries)!r}\n"
+        "import llama_cpp; pyselfextend.Llama"
+    )
+    message = python(code)
+    assert message.startswith(f"pyselfextend.errors.NativeLibraryError: llama_cpp has loaded {other_libraries}")
 
 
 def test_the_exception_is_an_import_error(other_libraries: Path) -> None:

@@ -48,12 +48,12 @@ def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(3, 300, n_tokens)]
 
 
-def last_logits(llm: Llama) -> np.ndarray[Any, np.dtype[np.float32]]:
+def last_logits(llm: llama_cpp.Llama) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Logits [n_vocab] after the last token."""
     return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(llm.n_vocab(),)).copy()
 
 
-def complete(llm: Llama, prompt: str | list[int], n_tokens: int = 12) -> str:
+def complete(llm: llama_cpp.Llama, prompt: str | list[int], n_tokens: int = 12) -> str:
     completion: Any = llm.create_completion(prompt, max_tokens=n_tokens, temperature=0.0)
     return str(completion["choices"][0]["text"])
 
@@ -80,6 +80,8 @@ def complete(llm: Llama, prompt: str | list[int], n_tokens: int = 12) -> str:
         ({"ga_n": 2, "n_ctx": 2**32 + 512}, SettingError, "n_ctx is 4294967808; it must be an integer from 0 to "),
         ({"ga_n": 2, "n_ctx": 512.0}, NotAnIntegerError, "n_ctx is 512.0 of type float; it must be an integer"),
         ({"ga_n": 2, "n_batch": 0}, SettingError, "n_batch is 0; it must be an integer from 1 to "),
+        ({"ga_n": 2, "type_k": 999}, SettingError, r"type_k is 999; it must be None or one of 0 \(F32\), 1 \(F16\), "),
+        ({"ga_n": 2, "type_v": "f16"}, SettingError, "type_v is 'f16'; it must be None or one of "),
         ({"ga_n": 2, "n_ubatch": -1}, SettingError, "n_ubatch is -1; it must be an integer from 1 to "),
     ],
 )
@@ -98,20 +100,28 @@ def test_context_up_to_the_reach_and_no_further(open_tiny: Open, ga_n: int, ga_w
     assert llm.self_extend.n_ctx_reach == reach
 
     smallest = positions.ga_n_min(N_CTX_TRAIN, ga_w, reach + 1)
-    with pytest.raises(SettingError, match=rf"\b{reach + 1}\b.*\b{reach} tokens\b.*smallest ga_n that fits is {smallest}$"):
+    with pytest.raises(
+        SettingError, match=rf"\b{reach + 1}\b.*\b{reach} tokens\b.*smallest ga_n that fits is {smallest}$"
+    ):
         open_tiny(ga_n=ga_n, ga_w=ga_w, n_ctx=reach + 1)
     assert open_tiny(ga_n=smallest, ga_w=ga_w, n_ctx=reach + 1).n_ctx() > reach
 
 
 def test_a_failed_construction_frees_the_model(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     bindings: Any = sys.modules["llama_cpp.llama_cpp"]
-    freed = []
+    freed: list[Any] = []
     free = bindings.llama_model_free
-    monkeypatch.setattr(bindings, "llama_model_free", lambda model: freed.append(model) or free(model))
 
-    with pytest.raises(SettingError):
+    def free_and_count(model: Any) -> None:
+        freed.append(model)
+        free(model)
+
+    monkeypatch.setattr(bindings, "llama_model_free", free_and_count)
+
+    with pytest.raises(SettingError) as caught:
         open_tiny(ga_n=2, ga_w=0, n_ctx=5000)
-    assert len(freed) == 1
+    assert len(freed) == 1  # now, while the exception still holds the instance
+    del caught
     gc.collect()  # and nothing is left that complains when it is collected: warnings are errors here
 
 
@@ -174,7 +184,7 @@ def test_the_way_of_computing_can_be_forced(
 
 def test_a_bad_way_of_computing(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYSELFEXTEND_ATTN", "fast")
-    with pytest.raises(SettingError, match="^PYSELFEXTEND_ATTN is 'fast'; it must be one of auto, fused, composed$"):
+    with pytest.raises(SettingError, match=r"^PYSELFEXTEND_ATTN is 'fast'; it must be one of auto, fused, composed$"):
         open_tiny(ga_n=4)
 
 
@@ -281,8 +291,9 @@ def test_from_pretrained_takes_our_arguments(tiny_model: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
 
-    with Llama.from_pretrained("some/model", "*.gguf", ga_n=4, ga_w=64, verbose=False) as llm:
-        assert isinstance(llm, Llama)
+    llm = Llama.from_pretrained("some/model", "*.gguf", ga_n=4, ga_w=64, verbose=False)
+    assert isinstance(llm, Llama)
+    with llm:
         assert (llm.self_extend.ga_n, llm.self_extend.ga_w) == (4, 64)
 
 
@@ -366,8 +377,8 @@ def test_a_refused_roll_back_evaluates_again(open_tiny: Open, monkeypatch: pytes
     with monkeypatch.context() as patch:
         remove = llm._ctx.kv_cache_seq_rm
         patch.setattr(llm._ctx, "kv_cache_seq_rm", lambda seq, p0, p1: p0 != 500 and remove(seq, p0, p1))
-        llm.eval([])
-    llm.eval(others)
+        llm.eval(others)
+    assert list(llm.eval_tokens) == tokens[:500] + others
     assert np.allclose(last_logits(llm), last_logits(fresh), rtol=0, atol=0.02)
 
 

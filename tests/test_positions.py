@@ -174,5 +174,5 @@ def test_out_of_range(call: Callable[[], int], message: str) -> None:
 
 @pytest.mark.parametrize("value", [2.0, "2", None, True])
 def test_not_an_integer(value: object) -> None:
-    with pytest.raises(NotAnIntegerError, match="^ga_n is "):
+    with pytest.raises(NotAnIntegerError, match=r"^ga_n is "):
         positions.pos_k(3, value)  # type: ignore[arg-type]

@@ -15,7 +15,19 @@ import pytest
 from reference import Array, Reference, far_frames, kl_divergence, log_softmax, relative_position
 from runner import Job, evaluate_all, tokenize
 
-MODELS = ["llama", "llama-mha", "llama-3", "llama-yarn", "llama-64", "qwen2", "qwen2vl", "qwen3", "stablelm", "phi2", "gemma"]
+MODELS = [
+    "llama",
+    "llama-mha",
+    "llama-3",
+    "llama-yarn",
+    "llama-64",
+    "qwen2",
+    "qwen2vl",
+    "qwen3",
+    "stablelm",
+    "phi2",
+    "gemma",
+]
 GELU = {"phi2", "gemma"}
 
 
@@ -118,7 +130,7 @@ def test_plain_is_stock_llama_cpp(reference: Reference, model: Path, stock_lib: 
 
 
 def test_real_model(smollm2: Path, stock_lib: Path, prose: str) -> None:
-    """Quantized weights: the reference reads prose well, and stock llama.cpp is as near as its 8-bit activations let it."""
+    """Quantized weights: the reference reads prose well, and llama.cpp is as near as its 8-bit activations let it."""
     tokens = tokenize(stock_lib, smollm2, prose)[:400]
     assert len(tokens) == 400
     exact = Reference(smollm2, np.float32).logits(tokens)

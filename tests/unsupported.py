@@ -1,4 +1,7 @@
-"""Writes tiny GGUF models of architectures that SelfExtend refuses: zero weights, no vocabulary, loaded but never evaluated."""
+"""Writes tiny GGUF models of architectures that SelfExtend refuses: zero weights, no vocabulary.
+
+They can be loaded, but not evaluated; llama.cpp aborts when it is to tokenize without a vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -109,8 +112,8 @@ def make(path: Path, arch: str) -> Path:
     writer.add_block_count(len(LAYERS[arch]))
     writer.add_feed_forward_length(N_FF)
     writer.add_head_count(N_HEAD)
-    n_head_kv = {"jamba": [0, N_HEAD], "deepseek2": 1}.get(arch, N_HEAD)
-    writer.add_head_count_kv(n_head_kv)
+    n_head_kv: dict[str, int | list[int]] = {"jamba": [0, N_HEAD], "deepseek2": 1}
+    writer.add_head_count_kv(n_head_kv.get(arch, N_HEAD))
     writer.add_layer_norm_eps(1e-5)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(N_VOCAB)

@@ -37,6 +37,8 @@ endfunction()
 function(pyselfextend_add_kernel)
     pyselfextend_add_objects(llama-self-extend-kernel ${ARGN})
     target_compile_options(llama-self-extend-kernel PRIVATE $<TARGET_PROPERTY:ggml-cpu,COMPILE_OPTIONS>)
+    # GCC 12 takes its own AVX-512 intrinsics for uses of uninitialized values (GCC bug 105593).
+    target_compile_options(llama-self-extend-kernel PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
     # GGML_BACKEND_BUILD would export the backend's functions again.
     target_compile_definitions(llama-self-extend-kernel PRIVATE
         $<FILTER:$<TARGET_PROPERTY:ggml-cpu,COMPILE_DEFINITIONS>,EXCLUDE,^GGML_BACKEND_BUILD$> LLAMA_SHARED LLAMA_BUILD)

@@ -95,7 +95,7 @@ extern "C" {
     // The longest sequence, in tokens, whose relative positions all stay below n_ctx_train > ga_w.
     LLAMA_API int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w);
 
-    // The smallest group size whose reach is at least n_tokens, n_ctx_train > ga_w. Returns 0 if there is none.
+    // The smallest group size whose reach is at least n_tokens. Returns 0 if there is none, as when ga_w >= n_ctx_train.
     LLAMA_API uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens);
 
 #ifdef __cplusplus

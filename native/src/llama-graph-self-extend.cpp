@@ -218,7 +218,8 @@ static int64_t n_stream_of(const llama_ubatch & ubatch, const llama_cparams & cp
 
 llm_graph_input_self_extend::llm_graph_input_self_extend(
         const llm_graph_context & gctx, const llama_kv_cache_self_extend_context * mctx) :
-    llm_graph_input_attn_kv(gctx.hparams, gctx.cparams, mctx->get_near()), mctx_se(mctx) {
+    llm_graph_input_attn_kv(gctx.hparams, gctx.cparams, mctx->get_near()), mctx_se(mctx),
+    n_far(mctx->get_far()->get_n_kv()), n_near(mctx->get_near()->get_n_kv()) {
     auto * ctx0 = gctx.ctx0;
 
     const auto & ubatch   = gctx.ubatch;
@@ -241,7 +242,7 @@ llm_graph_input_self_extend::llm_graph_input_self_extend(
     v_idxs = far->build_input_v_idxs(ctx0, ubatch);
 
     // the masks of both parts side by side: the composed way needs them in one row
-    mask = input(ggml_new_tensor_4d(ctx0, GGML_TYPE_F16, far->get_n_kv() + near->get_n_kv(), n_tokens/n_stream, 1, n_stream), "self_extend_mask");
+    mask = input(ggml_new_tensor_4d(ctx0, GGML_TYPE_F16, n_far + n_near, n_tokens/n_stream, 1, n_stream), "self_extend_mask");
 
     // of the near part
     self_k_idxs = near->build_input_k_idxs(ctx0, ubatch);
@@ -287,20 +288,14 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
     const auto * kv  = mctx_se->get_kv();
     const auto & map = kv->get_map();
 
-    const auto * far  = mctx_se->get_far ();
-    const auto * near = mctx_se->get_near();
-
     llm_graph_input_attn_kv::set_input(ubatch); // the near part
 
-    far->set_input_k_idxs(k_idxs, ubatch);
-    far->set_input_v_idxs(v_idxs, ubatch);
+    mctx_se->get_far()->set_input_k_idxs(k_idxs, ubatch);
+    mctx_se->get_far()->set_input_v_idxs(v_idxs, ubatch);
 
     GGML_ASSERT(ggml_backend_buffer_is_host(pos_q->buffer));
     GGML_ASSERT(ggml_backend_buffer_is_host(pos_k->buffer));
     GGML_ASSERT(ggml_backend_buffer_is_host(mask ->buffer));
-
-    const uint32_t n_far  = far ->get_n_kv();
-    const uint32_t n_near = near->get_n_kv();
 
     constexpr llama_pos pos_none_lo = std::numeric_limits<llama_pos>::min();
     constexpr llama_pos pos_none_hi = std::numeric_limits<llama_pos>::max();
@@ -344,7 +339,8 @@ bool llm_graph_input_self_extend::can_reuse(const llm_graph_params & params) {
     bool res = true;
 
     res &= pos_q->ne[0] == n_tokens;
-    res &= mask ->ne[0] == mctx_se->get_far()->get_n_kv() + mctx_se->get_near()->get_n_kv();
+    res &= n_far  == mctx_se->get_far ()->get_n_kv();
+    res &= n_near == mctx_se->get_near()->get_n_kv();
     res &= mask ->ne[1] == n_tokens/n_stream;
     res &= mask ->ne[3] == n_stream;
 

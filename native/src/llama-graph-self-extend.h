@@ -54,6 +54,9 @@ private:
     ggml_tensor * v_idxs = nullptr; // I64 [n_batch] or [n_batch*n_embd_v_gqa]
     ggml_tensor * mask   = nullptr; // F16 [n_far + n_near, n_batch/n_stream, 1, n_stream]
 
+    const uint32_t n_far; // cells of each part
+    const uint32_t n_near;
+
     ggml_tensor * q_far = nullptr; // of the layer that is being built
 
     // where the fused kernel has to look, for each token of the batch. the nodes of the graph point into these

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cinttypes>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 
@@ -21,9 +22,9 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
                     const llama_cparams & cparams,
          const llama_self_extend_config & config,
         std::unique_ptr<llama_kv_cache>   kv_far_new) :
-    config(config), unified(cparams.kv_unified), kv_far(std::move(kv_far_new)) {
-    // a sliding window that keeps ga_w positions. a whole ubatch is stored before its first token is evaluated
-    const uint32_t size_seqs = config.map.ga_w*(unified ? cparams.n_seq_max : 1);
+    config(config), kv_far(std::move(kv_far_new)) {
+    // a whole ubatch is stored before its first token is evaluated
+    const uint32_t size_seqs = config.map.ga_w*(cparams.kv_unified ? cparams.n_seq_max : 1);
     const uint32_t size_near = std::min(kv_far->get_size(), GGML_PAD(size_seqs + cparams.n_ubatch, 256));
 
     LLAMA_LOG_INFO("%s: ga_n = %u, ga_w = %u, reach = %" PRId64 " tokens, far = %u cells, near = %u cells\n", __func__,
@@ -37,8 +38,8 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
 
     kv_near = std::make_unique<llama_kv_cache>(
             model, model.hparams, kv_far->type_k(), kv_far->type_v(),
-            !cparams.flash_attn, cparams.offload_kqv, unified, size_near, cparams.n_seq_max, 1,
-            config.map.ga_w, LLAMA_SWA_TYPE_STANDARD, nullptr, filter, nullptr, nullptr, "near_");
+            !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified, size_near, cparams.n_seq_max, 1,
+            0, LLAMA_SWA_TYPE_NONE, nullptr, filter, nullptr, nullptr, "near_");
 
     if (config.attn == LLAMA_SELF_EXTEND_ATTN_FUSED) {
         for (uint32_t il : layer_ids) {
@@ -63,19 +64,72 @@ void llama_kv_cache_self_extend::clear(bool data) {
     kv_near->clear(data);
 }
 
-bool llama_kv_cache_self_extend::near_has_window(llama_seq_id seq_id, llama_pos p0) const {
-    // the first position that a token at p0 sees in the near part
-    const llama_pos p_first = std::max<llama_pos>(kv_far->seq_pos_min(seq_id), p0 - llama_pos(config.map.ga_w) + 1);
-    const llama_pos p_near  = kv_near->seq_pos_min(seq_id);
+llama_seq_id llama_kv_cache_self_extend::n_seq() const {
+    return kv_far->get_n_stream() > 1 ? kv_far->get_n_stream() : LLAMA_MAX_SEQ;
+}
 
-    return p_first >= p0 || (p_near >= 0 && p_near <= p_first);
+bool llama_kv_cache_self_extend::near_has_window(llama_seq_id seq_id, llama_pos p1) const {
+    const auto & far  = kv_far ->get_cells(seq_id).seq_pos_get(seq_id);
+    const auto & near = kv_near->get_cells(seq_id).seq_pos_get(seq_id);
+
+    auto far_end = far.lower_bound({ p1, 0 });
+    if (far_end == far.begin()) {
+        return true;
+    }
+
+    // the first position in the window of the next token
+    const llama_pos p0 = std::max<llama_pos>(0, std::prev(far_end)->first - llama_pos(config.map.ga_w) + 2);
+
+    auto it_far  = far .lower_bound({ p0, 0 });
+    auto it_near = near.lower_bound({ p0, 0 });
+
+    for (; it_far != far_end; ++it_far, ++it_near) {
+        if (it_near == near.end() || it_near->first != it_far->first) {
+            return false;
+        }
+    }
+
+    return true;
+}
+
+void llama_kv_cache_self_extend::near_make_room(llama_seq_id seq_id, uint32_t n) {
+    const auto & cells = kv_near->get_cells(seq_id);
+
+    // the first position in the window of the next token
+    const llama_pos p_keep = kv_far->seq_pos_max(seq_id) - llama_pos(config.map.ga_w) + 2;
+
+    // a cell that another sequence uses as well is not free yet, hence the loop
+    while (cells.size() - cells.get_used() < n) {
+        const uint32_t  n_free = cells.size() - cells.get_used();
+        const llama_pos p0     = cells.seq_pos_min(seq_id);
+        const llama_pos p1     = std::min<llama_pos>(p0 + (n - n_free), p_keep);
+
+        if (p0 < 0 || p1 <= p0) {
+            break;
+        }
+
+        kv_near->seq_rm(seq_id, p0, p1);
+    }
+}
+
+llama_kv_cache::slot_info llama_kv_cache_self_extend::find_near(const llama_ubatch & ubatch) {
+    if (kv_near->get_n_stream() == 1) {
+        // all sequences share the cells
+        for (llama_seq_id s = 0; s < n_seq(); ++s) {
+            near_make_room(s, ubatch.n_tokens);
+        }
+    } else {
+        for (uint32_t i = 0; i < ubatch.n_seqs_unq; ++i) {
+            near_make_room(ubatch.seq_id_unq[i], ubatch.n_tokens/ubatch.n_seqs_unq);
+        }
+    }
+
+    return kv_near->find_slot(ubatch, false);
 }
 
 bool llama_kv_cache_self_extend::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    const uint32_t n_seq = kv_far->get_n_stream() > 1 ? kv_far->get_n_stream() : LLAMA_MAX_SEQ;
-
     // removing the tail of a sequence brings older keys into the window again
-    for (llama_seq_id s = 0; s < llama_seq_id(n_seq); ++s) {
+    for (llama_seq_id s = 0; s < n_seq(); ++s) {
         const llama_pos pos_max = seq_id == -1 || seq_id == s ? kv_far->seq_pos_max(s) : -1;
 
         if (p0 > 0 && p0 <= pos_max && (p1 < 0 || p1 > pos_max) && !near_has_window(s, p0)) {
@@ -92,17 +146,10 @@ bool llama_kv_cache_self_extend::seq_rm(llama_seq_id seq_id, llama_pos p0, llama
 }
 
 void llama_kv_cache_self_extend::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
-    const llama_pos pos_max = kv_far->seq_pos_max(seq_id_src);
-
-    // a copy that ends earlier than its source sees older keys in its window
-    if (p1 >= 0 && p1 <= pos_max && !near_has_window(seq_id_src, p1)) {
-        LLAMA_LOG_ERROR("%s: the copy of sequence %d up to %d needs keys that the near part no longer holds, nothing is copied\n",
-                __func__, seq_id_src, p1);
-        return;
-    }
-
     kv_far ->seq_cp(seq_id_src, seq_id_dst, p0, p1);
     kv_near->seq_cp(seq_id_src, seq_id_dst, p0, p1);
+
+    need_check = true;
 }
 
 void llama_kv_cache_self_extend::seq_keep(llama_seq_id seq_id) {
@@ -171,18 +218,21 @@ llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allo
         }
     }
 
+    for (llama_seq_id s = 0; need_check && s < n_seq(); ++s) {
+        if (!near_has_window(s, std::numeric_limits<llama_pos>::max())) {
+            LLAMA_LOG_ERROR("%s: the near part no longer holds the window of sequence %d, remove the sequence and evaluate it again\n",
+                    __func__, s);
+            return failed();
+        }
+    }
+    need_check = false;
+
     auto sinfos_far = kv_far->prepare(ubatches);
     if (sinfos_far.empty()) {
         return failed();
     }
 
-    auto sinfos_near = kv_near->prepare(ubatches);
-    if (sinfos_near.empty()) {
-        return failed();
-    }
-
-    return std::make_unique<llama_kv_cache_self_extend_context>(
-            this, std::move(sinfos_far), std::move(sinfos_near), std::move(ubatches));
+    return std::make_unique<llama_kv_cache_self_extend_context>(this, std::move(sinfos_far), std::move(ubatches));
 }
 
 llama_memory_context_ptr llama_kv_cache_self_extend::init_full() {
@@ -222,12 +272,24 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
         throw std::runtime_error("the state was saved with another ga_n or ga_w");
     }
 
-    kv_far->state_read(io, seq_id, flags);
+    // a part without cells leaves what the sequence had before
+    if (seq_id != -1) {
+        kv_far ->seq_rm(seq_id, -1, -1);
+        kv_near->seq_rm(seq_id, -1, -1);
+
+        for (llama_seq_id s = 0; s < n_seq(); ++s) {
+            near_make_room(s, kv_near->get_size());
+        }
+    }
+
+    need_check = true;
 
     try {
+        kv_far ->state_read(io, seq_id, flags);
         kv_near->state_read(io, seq_id, flags);
     } catch (...) {
-        kv_far->state_clear(seq_id);
+        kv_far ->state_clear(seq_id);
+        kv_near->state_clear(seq_id);
         throw;
     }
 }
@@ -295,13 +357,11 @@ llama_kv_cache_self_extend_context::llama_kv_cache_self_extend_context(
 llama_kv_cache_self_extend_context::llama_kv_cache_self_extend_context(
         llama_kv_cache_self_extend * kv,
         slot_info_vec_t sinfos_far,
-        slot_info_vec_t sinfos_near,
         std::vector<llama_ubatch> ubatches) :
     kv(kv),
     ubatches(std::move(ubatches)),
-    ctx_far (new llama_kv_cache_context(kv->get_far (), std::move(sinfos_far),  this->ubatches)),
-    ctx_near(new llama_kv_cache_context(kv->get_near(), std::move(sinfos_near), this->ubatches)),
-    status(llama_memory_status_combine(ctx_far->get_status(), ctx_near->get_status())) {
+    ctx_far(new llama_kv_cache_context(kv->get_far(), std::move(sinfos_far), this->ubatches)),
+    status(ctx_far->get_status()) {
 }
 
 llama_kv_cache_self_extend_context::~llama_kv_cache_self_extend_context() = default;
@@ -309,14 +369,26 @@ llama_kv_cache_self_extend_context::~llama_kv_cache_self_extend_context() = defa
 bool llama_kv_cache_self_extend_context::next() {
     assert(status == LLAMA_MEMORY_STATUS_SUCCESS);
 
-    ctx_far ->next();
-    ctx_near->next();
+    ctx_far->next();
 
     return ++i_next < ubatches.size();
 }
 
 bool llama_kv_cache_self_extend_context::apply() {
     assert(!llama_memory_status_is_fail(status));
+
+    // ubatches -> this is not a KV cache update
+    if (!ubatches.empty()) {
+        const auto & ubatch = ubatches[i_next];
+
+        auto sinfo = kv->find_near(ubatch);
+        if (sinfo.empty()) {
+            LLAMA_LOG_ERROR("%s: the near part has no room for a ubatch of %u tokens: more sequences than n_seq_max?\n", __func__, ubatch.n_tokens);
+            return false;
+        }
+
+        ctx_near = std::make_unique<llama_kv_cache_context>(kv->get_near(), slot_info_vec_t { std::move(sinfo) }, std::vector<llama_ubatch> { ubatch });
+    }
 
     bool res = true;
 

@@ -44,7 +44,8 @@ public:
 
     void clear(bool data) override;
 
-    // returns false, and removes nothing, if the keys that come into the window again are no longer in the near part
+    // returns false, and removes nothing, if the keys that come into the window again are no longer in the near part.
+    // where a copy or a state leaves the near part without them, the next batch of that sequence is refused
     bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id)                                                          override;
@@ -77,16 +78,27 @@ public:
     // is the attention of a layer computed by the fused kernel?
     bool is_fused(int32_t il) const;
 
+    // Cells of the near part for a ubatch that is not stored yet. Forgets what has left the window if they are needed.
+    // returns an empty slot_info if there are not enough
+    llama_kv_cache::slot_info find_near(const llama_ubatch & ubatch);
+
 private:
     const llama_self_extend_config config;
-
-    const bool unified;
 
     std::unique_ptr<llama_kv_cache> kv_far;
     std::unique_ptr<llama_kv_cache> kv_near;
 
-    // would the near part still hold the window of the next token if the sequence was cut at p0?
-    bool near_has_window(llama_seq_id seq_id, llama_pos p0) const;
+    // has something happened since the last batch after which the near part may lack keys of a window?
+    bool need_check = false;
+
+    llama_seq_id n_seq() const;
+
+    // Free up to n cells of the near part, from what a sequence no longer has in its window, oldest first and no more than
+    // needed: what stays allows to go back without evaluating anything again.
+    void near_make_room(llama_seq_id seq_id, uint32_t n);
+
+    // does the near part hold the window of a token that follows the far positions below p1?
+    bool near_has_window(llama_seq_id seq_id, llama_pos p1) const;
 };
 
 class llama_kv_cache_self_extend_context : public llama_memory_context_i {
@@ -107,10 +119,11 @@ public:
             bool optimize);
 
     // used to create a batch processing context from a batch
+    // the cells of the near part are found when each ubatch is applied: what a later one has to push out of the window
+    // is still needed by an earlier one
     llama_kv_cache_self_extend_context(
             llama_kv_cache_self_extend * kv,
             slot_info_vec_t sinfos_far,
-            slot_info_vec_t sinfos_near,
             std::vector<llama_ubatch> ubatches);
 
     virtual ~llama_kv_cache_self_extend_context();
@@ -143,7 +156,7 @@ private:
     std::vector<llama_ubatch> ubatches;
 
     const llama_memory_context_ptr ctx_far;
-    const llama_memory_context_ptr ctx_near;
+          llama_memory_context_ptr ctx_near; // of the current ubatch
 
     const llama_memory_status status;
 };

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "simd-mappings.h"
+#include "vec.h"
 
 #include <cstdint>
 
@@ -56,17 +56,15 @@ static inline void self_extend_gemm_block(
     }
 }
 
-template <int RN>
+template <int RN, int RM = SELF_EXTEND_GEMM_RM>
 static inline void self_extend_gemm_columns(
         float * C, const float * A, int64_t am, int64_t ak, const float * B, int64_t M, int64_t K, int64_t N, bool accumulate) {
-    constexpr int RM = SELF_EXTEND_GEMM_RM;
-
     int64_t i = 0;
     for (; i + RM <= M; i += RM) {
         self_extend_gemm_block<RM, RN>(C + i*N, A + i*am, am, ak, B, K, N, accumulate);
     }
-    for (; i < M; ++i) {
-        self_extend_gemm_block<1, RN>(C + i*N, A + i*am, am, ak, B, K, N, accumulate);
+    if constexpr (RM > 1) {
+        self_extend_gemm_columns<RN, RM/2>(C + i*N, A + i*am, am, ak, B, M - i, K, N, accumulate);
     }
 }
 
@@ -88,6 +86,31 @@ static inline void self_extend_gemm(
     }
 }
 
+// the dot product of two rows, n a multiple of SELF_EXTEND_GEMM_NV
+static inline float self_extend_dot(const float * a, const float * b, int64_t n) {
+    constexpr int NV = SELF_EXTEND_GEMM_NV;
+
+    GGML_F32_VEC sum[GGML_F32_ARR];
+    for (int i = 0; i < GGML_F32_ARR; ++i) {
+        sum[i] = GGML_F32_VEC_ZERO;
+    }
+
+    int64_t i = 0;
+    for (; i + GGML_F32_STEP <= n; i += GGML_F32_STEP) {
+        for (int j = 0; j < GGML_F32_ARR; ++j) {
+            sum[j] = GGML_F32_VEC_FMA(sum[j], GGML_F32_VEC_LOAD(a + i + j*NV), GGML_F32_VEC_LOAD(b + i + j*NV));
+        }
+    }
+    for (; i < n; i += NV) {
+        sum[0] = GGML_F32_VEC_FMA(sum[0], GGML_F32_VEC_LOAD(a + i), GGML_F32_VEC_LOAD(b + i));
+    }
+
+    ggml_float res;
+    GGML_F32_VEC_REDUCE(res, sum);
+
+    return res;
+}
+
 #else
 
 static constexpr int SELF_EXTEND_GEMM_NV = 8;
@@ -105,6 +128,14 @@ static inline void self_extend_gemm(
             }
         }
     }
+}
+
+static inline float self_extend_dot(const float * a, const float * b, int64_t n) {
+    float res = 0.0f;
+    for (int64_t i = 0; i < n; ++i) {
+        res += a[i]*b[i];
+    }
+    return res;
 }
 
 #endif

@@ -8,17 +8,22 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 //
 // All query heads of a KV head and a tile of tokens are the rows of one small matrix, so that K and V are unpacked once
-// for all of them. Everything is kept transposed, with the rows in the last dimension:
+// for all of them. The running maximum and the running sum pass from the far part to the near part: this is what makes it
+// one softmax.
+//
+// With many rows (prompts) everything is kept transposed, with the rows in the last dimension:
 //
 //   S^T [cells, rows] = K   [cells, n_embd_head_k] * Q^T [n_embd_head_k, rows]
 //   O^T [n_embd_head_v, rows] += V^T [n_embd_head_v, cells] * softmax(S^T)
 //
-// Then neither K nor V has to be transposed, in whichever layout V is cached, and the softmax runs over whole vectors of rows.
-// The running maximum and the running sum pass from the far part to the near part: this is what makes it one softmax.
+// Then neither K nor V has to be transposed, in whichever layout V is cached, and the softmax runs over whole vectors of
+// rows. With fewer rows than a vector has elements (decode) that would waste most of each vector, and the scores are dot
+// products of rows as they lie in the cache.
 //
 
 static constexpr int64_t N_CELLS     = 64;  // of a tile
@@ -110,30 +115,27 @@ static void to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
     }
 }
 
-// x = exp(x - m), exactly 0 for -INFINITY. relative error below 2e-7, and a form that compilers vectorize
-static void vec_exp_sub(float * x, const float * m, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        const float v = x[i] - m[i];
-        const float c = std::max(v, -87.0f);
+// exp(v), exactly 0 for -INFINITY. relative error below 2e-7, and a form that compilers vectorize
+static inline float exp_f32(float v) {
+    const float c = std::max(v, -87.0f);
 
-        // exp(c) = 2^k * exp(r), |r| <= ln(2)/2; adding 1.5*2^23 rounds to an integer
-        const float kf = (c*1.44269504f + 12582912.0f) - 12582912.0f;
-        const float r  = (c - kf*0.693145752f) - kf*1.42860677e-6f;
+    // exp(c) = 2^k * exp(r), |r| <= ln(2)/2; adding 1.5*2^23 rounds to an integer
+    const float kf = (c*1.44269504f + 12582912.0f) - 12582912.0f;
+    const float r  = (c - kf*0.693145752f) - kf*1.42860677e-6f;
 
-        float p = 1.98756915e-4f;
-        p = p*r + 1.39819995e-3f;
-        p = p*r + 8.33345190e-3f;
-        p = p*r + 4.16657957e-2f;
-        p = p*r + 1.66666655e-1f;
-        p = p*r + 5.00000012e-1f;
-        p = p*r*r + r + 1.0f;
+    float p = 1.98756915e-4f;
+    p = p*r + 1.39819995e-3f;
+    p = p*r + 8.33345190e-3f;
+    p = p*r + 4.16657957e-2f;
+    p = p*r + 1.66666655e-1f;
+    p = p*r + 5.00000012e-1f;
+    p = p*r*r + r + 1.0f;
 
-        const int32_t bits = (int32_t(kf) + 127) << 23;
-        float scale;
-        memcpy(&scale, &bits, sizeof(scale));
+    const int32_t bits = (int32_t(kf) + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof(scale));
 
-        x[i] = v < -87.0f ? 0.0f : p*scale;
-    }
+    return v < -87.0f ? 0.0f : p*scale;
 }
 
 //
@@ -148,41 +150,65 @@ struct attn_item {
     int64_t split;
 };
 
-// the working set of a thread
+static constexpr int64_t NV = SELF_EXTEND_GEMM_NV;
+
+// the working set of a thread. element (row, x) of q, s and o is at row*stride_row + x*stride_x
 struct attn_scratch {
     std::vector<float> buf;
 
-    float * q[N_PARTS]; // [n_embd_k, rows]
-    float * s;          // [N_CELLS,  rows]
-    float * o;          // [n_embd_v, rows]
-    float * m;          // [rows] running maximum
-    float * l;          // [rows] running sum
-    float * m_new;      // [rows]
-    float * corr;       // [rows]
-    float * k;          // [N_CELLS, n_embd_k]
-    float * v;          // [N_CELLS, n_embd_v] or [n_embd_v, N_CELLS]
+    bool    wide;    // rows in the last dimension
+    int64_t n_rows;  // padded to whole vectors if wide
+    int64_t ldk;     // n_embd_k and n_embd_v, padded to whole vectors
+    int64_t ldv;
 
-    void reserve(int64_t n_embd_k, int64_t n_embd_v, int64_t n_rows) {
-        // the padding of k is multiplied with, so it has to be finite
-        buf.assign(2*n_embd_k*n_rows + N_CELLS*n_rows + n_embd_v*n_rows + 4*n_rows + N_CELLS*(n_embd_k + n_embd_v), 0.0f);
+    float * q[N_PARTS];
+    float * s;
+    float * o;
+    float * m;    // [n_rows] running maximum
+    float * l;    // [n_rows] running sum
+    float * ms;   // [n_rows] what is subtracted from the scores
+    float * corr; // [n_rows] what was summed up before is multiplied by this
+    float * k;    // [N_CELLS, ldk]
+    float * v;    // [N_CELLS, ldv] or [n_embd_v, N_CELLS]
+
+    void reserve(const attn_problem & pr, int64_t n_rows_max) {
+        ldk = pad(pr.n_embd_k, NV);
+        ldv = pad(pr.n_embd_v, NV);
+        n_rows_max = pad(n_rows_max, NV);
+
+        // zeros: what is padded is computed with, so it has to be finite
+        buf.assign((2*ldk + N_CELLS + ldv + 4)*n_rows_max + N_CELLS*(ldk + ldv), 0.0f);
 
         float * p = buf.data();
         const auto take = [&](int64_t n) { float * res = p; p += n; return res; };
 
-        q[FAR]  = take(n_embd_k*n_rows);
-        q[NEAR] = take(n_embd_k*n_rows);
-        s       = take(N_CELLS*n_rows);
-        o       = take(n_embd_v*n_rows);
-        m       = take(n_rows);
-        l       = take(n_rows);
-        m_new   = take(n_rows);
-        corr    = take(n_rows);
-        k       = take(N_CELLS*n_embd_k);
-        v       = take(N_CELLS*n_embd_v);
+        q[FAR]  = take(ldk*n_rows_max);
+        q[NEAR] = take(ldk*n_rows_max);
+        s       = take(N_CELLS*n_rows_max);
+        o       = take(ldv*n_rows_max);
+        m       = take(n_rows_max);
+        l       = take(n_rows_max);
+        ms      = take(n_rows_max);
+        corr    = take(n_rows_max);
+        k       = take(N_CELLS*ldk);
+        v       = take(N_CELLS*ldv);
     }
+
+    void begin(int64_t n) {
+        wide   = n >= NV;
+        n_rows = wide ? pad(n, NV) : n;
+
+        std::fill_n(o, ldv*n_rows, 0.0f);
+        std::fill_n(m, n_rows, -INFINITY);
+        std::fill_n(l, n_rows, 0.0f);
+    }
+
+    float & at_q(int part, int64_t r, int64_t d) { return wide ? q[part][d*n_rows + r] : q[part][r*ldk + d]; }
+    float & at_s(          int64_t r, int64_t j) { return wide ? s[j*n_rows + r]       : s[r*N_CELLS + j];   }
+    float & at_o(          int64_t r, int64_t d) { return wide ? o[d*n_rows + r]       : o[r*ldv + d];       }
 };
 
-static void load_q(const attn_problem & pr, const attn_item & it, int64_t n_rows, float scale, attn_scratch & sc) {
+static void load_q(const attn_problem & pr, const attn_item & it, float scale, attn_scratch & sc) {
     for (int part = 0; part < N_PARTS; ++part) {
         const ggml_tensor * q = pr.q[part];
 
@@ -193,136 +219,198 @@ static void load_q(const attn_problem & pr, const attn_item & it, int64_t n_rows
             const float * src = (const float *) ((const char *) q->data + head*q->nb[1] + token*q->nb[2]);
 
             for (int64_t d = 0; d < pr.n_embd_k; ++d) {
-                sc.q[part][d*n_rows + r] = src[d]*scale;
+                sc.at_q(part, r, d) = src[d]*scale;
             }
         }
     }
 }
 
-static void load_k(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, float * dst) {
+static void load_k(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, attn_scratch & sc) {
     const ggml_tensor * k = pr.k[part];
     const char * src = (const char *) k->data + it.head_kv*k->nb[1] + it.stream*k->nb[3];
 
     for (int64_t j = 0; j < n_cells; ++j) {
-        to_f32(k->type, src + (cell0 + j)*k->nb[2], dst + j*pr.n_embd_k, pr.n_embd_k);
+        to_f32(k->type, src + (cell0 + j)*k->nb[2], sc.k + j*sc.ldk, pr.n_embd_k);
     }
 }
 
-static void load_v(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, float * dst) {
+static void load_v(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, attn_scratch & sc) {
     const ggml_tensor * v = pr.v[part];
     const char * src = (const char *) v->data + it.head_kv*v->nb[1] + it.stream*v->nb[3];
 
     if (pr.v_trans) {
         for (int64_t d = 0; d < pr.n_embd_v; ++d) {
-            to_f32(v->type, src + cell0*v->nb[0] + d*v->nb[2], dst + d*N_CELLS, n_cells);
+            to_f32(v->type, src + cell0*v->nb[0] + d*v->nb[2], sc.v + d*N_CELLS, n_cells);
         }
     } else {
         for (int64_t j = 0; j < n_cells; ++j) {
-            to_f32(v->type, src + (cell0 + j)*v->nb[2], dst + j*pr.n_embd_v, pr.n_embd_v);
+            to_f32(v->type, src + (cell0 + j)*v->nb[2], sc.v + j*sc.ldv, pr.n_embd_v);
         }
     }
 }
 
-// drop the masked scores of a tile; returns false, without having looked at the scores, if there are no others
-static bool apply_mask(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, int64_t n_rows, float * s) {
-    bool any_live = false;
+static int64_t count_masked(const ggml_fp16_t * mask, int64_t n_cells) {
+    int64_t res = 0;
+    for (int64_t j = 0; j < n_cells; ++j) {
+        res += mask[j] != 0;
+    }
+    return res;
+}
 
+static bool all_masked(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells) {
+    for (int64_t t = 0; t < it.n_tokens; ++t) {
+        if (count_masked(pr.mask_row(it.token0 + t, part, cell0), n_cells) < n_cells) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void apply_mask(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, attn_scratch & sc) {
     for (int64_t t = 0; t < it.n_tokens; ++t) {
         const ggml_fp16_t * mask = pr.mask_row(it.token0 + t, part, cell0);
 
-        int n_dead = 0;
-        for (int64_t j = 0; j < n_cells; ++j) {
-            n_dead += mask[j] != 0;
+        if (count_masked(mask, n_cells) == 0) {
+            continue;
         }
-
-        any_live = any_live || n_dead < n_cells;
-
-        for (int64_t j = 0; s && n_dead > 0 && j < n_cells; ++j) {
-            if (mask[j] != 0) {
-                std::fill_n(s + j*n_rows + t*pr.n_gqa(), pr.n_gqa(), -INFINITY);
+        for (int64_t j = 0; j < n_cells; ++j) {
+            for (int64_t g = 0; mask[j] != 0 && g < pr.n_gqa(); ++g) {
+                sc.at_s(t*pr.n_gqa() + g, j) = -INFINITY;
             }
         }
     }
+}
 
-    return any_live;
+// scores -> weights; the running maximum and sum go on, and corr is set
+static void softmax_wide(int64_t n_cells, attn_scratch & sc) {
+    const int64_t n = sc.n_rows;
+
+    std::copy_n(sc.m, n, sc.corr);
+    for (int64_t j = 0; j < n_cells; ++j) {
+        for (int64_t r = 0; r < n; ++r) {
+            sc.m[r] = std::max(sc.m[r], sc.s[j*n + r]);
+        }
+    }
+
+    // a row that has seen nothing yet must not subtract -INFINITY from itself
+    for (int64_t r = 0; r < n; ++r) {
+        sc.ms[r]   = sc.m[r] == -INFINITY ? 0.0f : sc.m[r];
+        sc.corr[r] = exp_f32(sc.corr[r] - sc.ms[r]);
+        sc.l[r]   *= sc.corr[r];
+    }
+
+    for (int64_t j = 0; j < n_cells; ++j) {
+        for (int64_t r = 0; r < n; ++r) {
+            const float p = exp_f32(sc.s[j*n + r] - sc.ms[r]);
+
+            sc.s[j*n + r] = p;
+            sc.l[r]      += p;
+        }
+    }
+}
+
+static void softmax_narrow(int64_t n_cells, attn_scratch & sc) {
+    for (int64_t r = 0; r < sc.n_rows; ++r) {
+        float * s = sc.s + r*N_CELLS;
+
+        std::fill(s + n_cells, s + N_CELLS, -INFINITY);
+
+        // NV maxima and sums at a time, in a form that compilers vectorize
+        float part[NV];
+        std::fill_n(part, NV, sc.m[r]);
+        for (int64_t j = 0; j < N_CELLS; j += NV) {
+            for (int64_t i = 0; i < NV; ++i) {
+                part[i] = std::max(part[i], s[j + i]);
+            }
+        }
+
+        const float m_old = sc.m[r];
+        const float m_new = *std::max_element(part, part + NV);
+        const float ms    = m_new == -INFINITY ? 0.0f : m_new;
+
+        std::fill_n(part, NV, 0.0f);
+        for (int64_t j = 0; j < N_CELLS; j += NV) {
+            for (int64_t i = 0; i < NV; ++i) {
+                s[j + i]  = exp_f32(s[j + i] - ms);
+                part[i]  += s[j + i];
+            }
+        }
+
+        sc.m[r]    = m_new;
+        sc.corr[r] = exp_f32(m_old - ms);
+        sc.l[r]    = std::accumulate(part, part + NV, sc.l[r]*sc.corr[r]);
+    }
 }
 
 // add the cells [cell0, cell0 + n_cells) to the running softmax
 static void attend_tile(
         const attn_problem & pr, const llama_self_extend_attn_params & params, const attn_item & it,
-        int part, int64_t cell0, int64_t n_cells, int64_t n_rows, attn_scratch & sc) {
-    if (!apply_mask(pr, it, part, cell0, n_cells, n_rows, nullptr)) {
+        int part, int64_t cell0, int64_t n_cells, attn_scratch & sc) {
+    if (all_masked(pr, it, part, cell0, n_cells)) {
         return;
     }
 
-    load_k(pr, it, part, cell0, n_cells, sc.k);
+    const int64_t n = sc.n_rows;
 
-    self_extend_gemm(sc.s, sc.k, pr.n_embd_k, 1, sc.q[part], pad(n_cells, 8), pr.n_embd_k, n_rows, false);
+    load_k(pr, it, part, cell0, n_cells, sc);
 
-    if (params.logit_softcap != 0.0f) {
-        for (int64_t i = 0; i < n_cells*n_rows; ++i) {
-            sc.s[i] = params.logit_softcap*tanhf(sc.s[i]);
-        }
-    }
-
-    apply_mask(pr, it, part, cell0, n_cells, n_rows, sc.s);
-
-    std::copy_n(sc.m, n_rows, sc.m_new);
-    for (int64_t j = 0; j < n_cells; ++j) {
-        for (int64_t r = 0; r < n_rows; ++r) {
-            sc.m_new[r] = std::max(sc.m_new[r], sc.s[j*n_rows + r]);
-        }
-    }
-
-    // a row that has seen nothing yet keeps -INFINITY as its maximum, but must not subtract it from itself
-    bool rescale = false;
-    for (int64_t r = 0; r < n_rows; ++r) {
-        const float m_old = sc.m[r];
-
-        rescale    = rescale || sc.m_new[r] != m_old;
-        sc.m[r]    = sc.m_new[r];
-        sc.m_new[r] = sc.m_new[r] == -INFINITY ? 0.0f : sc.m_new[r];
-        sc.corr[r] = m_old;
-    }
-    vec_exp_sub(sc.corr, sc.m_new, n_rows);
-
-    for (int64_t j = 0; j < n_cells; ++j) {
-        vec_exp_sub(sc.s + j*n_rows, sc.m_new, n_rows);
-    }
-
-    if (rescale) {
-        for (int64_t r = 0; r < n_rows; ++r) {
-            sc.l[r] *= sc.corr[r];
-        }
-        for (int64_t d = 0; d < pr.n_embd_v; ++d) {
-            for (int64_t r = 0; r < n_rows; ++r) {
-                sc.o[d*n_rows + r] *= sc.corr[r];
+    if (sc.wide) {
+        self_extend_gemm(sc.s, sc.k, sc.ldk, 1, sc.q[part], pad(n_cells, 8), pr.n_embd_k, n, false);
+    } else {
+        for (int64_t j = 0; j < n_cells; ++j) {
+            for (int64_t r = 0; r < n; ++r) {
+                sc.s[r*N_CELLS + j] = self_extend_dot(sc.q[part] + r*sc.ldk, sc.k + j*sc.ldk, sc.ldk);
             }
         }
     }
 
-    for (int64_t j = 0; j < n_cells; ++j) {
-        for (int64_t r = 0; r < n_rows; ++r) {
-            sc.l[r] += sc.s[j*n_rows + r];
+    if (params.logit_softcap != 0.0f) {
+        for (int64_t i = 0; i < N_CELLS*n; ++i) {
+            sc.s[i] = params.logit_softcap*tanhf(sc.s[i]);
         }
     }
 
-    load_v(pr, it, part, cell0, n_cells, sc.v);
+    apply_mask(pr, it, part, cell0, n_cells, sc);
 
-    const int64_t am = pr.v_trans ? N_CELLS : 1;
-    const int64_t ak = pr.v_trans ? 1       : pr.n_embd_v;
+    load_v(pr, it, part, cell0, n_cells, sc);
 
-    self_extend_gemm(sc.o, sc.v, am, ak, sc.s, pr.n_embd_v, n_cells, n_rows, true);
+    if (sc.wide) {
+        softmax_wide(n_cells, sc);
+
+        for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+            for (int64_t r = 0; r < n; ++r) {
+                sc.o[d*n + r] *= sc.corr[r];
+            }
+        }
+
+        self_extend_gemm(sc.o, sc.v, pr.v_trans ? N_CELLS : 1, pr.v_trans ? 1 : sc.ldv, sc.s, pr.n_embd_v, n_cells, n, true);
+    } else {
+        softmax_narrow(n_cells, sc);
+
+        for (int64_t r = 0; r < n; ++r) {
+            for (int64_t d = 0; d < sc.ldv; ++d) {
+                sc.o[r*sc.ldv + d] *= sc.corr[r];
+            }
+        }
+
+        if (pr.v_trans) {
+            for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+                for (int64_t r = 0; r < n; ++r) {
+                    sc.o[r*sc.ldv + d] += self_extend_dot(sc.s + r*N_CELLS, sc.v + d*N_CELLS, N_CELLS);
+                }
+            }
+        } else {
+            self_extend_gemm(sc.o, sc.s, N_CELLS, 1, sc.v, n, n_cells, sc.ldv, true);
+        }
+    }
 }
 
 static void attend(
         const attn_problem & pr, const llama_self_extend_attn_params & params, const attn_item & it,
-        int64_t n_split, int64_t n_rows, attn_scratch & sc) {
-    load_q(pr, it, n_rows, params.logit_softcap != 0.0f ? params.scale/params.logit_softcap : params.scale, sc);
+        int64_t n_split, attn_scratch & sc) {
+    sc.begin(it.n_tokens*pr.n_gqa());
 
-    std::fill_n(sc.o, pr.n_embd_v*n_rows, 0.0f);
-    std::fill_n(sc.m, n_rows, -INFINITY);
-    std::fill_n(sc.l, n_rows, 0.0f);
+    load_q(pr, it, params.logit_softcap != 0.0f ? params.scale/params.logit_softcap : params.scale, sc);
 
     // the live cells of the tile, far and near
     int64_t begin[N_PARTS] = { INT64_MAX, INT64_MAX };
@@ -356,7 +444,7 @@ static void attend(
         const int64_t j1 = std::clamp<int64_t>(piece1 - offs, 0, n);
 
         for (int64_t j = j0; j < j1; j += N_CELLS) {
-            attend_tile(pr, params, it, part, begin[part] + j, std::min(N_CELLS, j1 - j), n_rows, sc);
+            attend_tile(pr, params, it, part, begin[part] + j, std::min(N_CELLS, j1 - j), sc);
         }
     }
 }
@@ -400,11 +488,9 @@ static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
         n_tokens_tile = (n_tokens_tile + 1)/2;
     }
 
-    const int64_t n_rows_max = pad(n_tokens_tile*pr.n_gqa(), SELF_EXTEND_GEMM_NV);
-
     // a custom node has no work buffer of its own
     static thread_local attn_scratch sc;
-    sc.reserve(pr.n_embd_k, pr.n_embd_v, n_rows_max);
+    sc.reserve(pr, n_tokens_tile*pr.n_gqa());
 
     const int64_t n_tiles = (pr.n_tps() + n_tokens_tile - 1)/n_tokens_tile;
 
@@ -418,9 +504,7 @@ static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
         it.n_tokens = std::min(n_tokens_tile, pr.n_tps() - it.token0);
         it.token0  += it.stream*pr.n_tps();
 
-        const int64_t n_rows = pad(it.n_tokens*pr.n_gqa(), SELF_EXTEND_GEMM_NV);
-
-        attend(pr, params, it, n_split, n_rows, sc);
+        attend(pr, params, it, n_split, sc);
 
         for (int64_t r = 0; r < it.n_tokens*pr.n_gqa(); ++r) {
             const int64_t token = it.token0 + r/pr.n_gqa();
@@ -429,7 +513,7 @@ static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
             float * out = (float *) ((char *) dst->data + head*dst->nb[1] + token*dst->nb[2] + it.split*dst->nb[3]);
 
             for (int64_t d = 0; d < pr.n_embd_v; ++d) {
-                out[d] = sc.o[d*n_rows + r];
+                out[d] = sc.at_o(r, d);
             }
 
             if (n_split > 1) {

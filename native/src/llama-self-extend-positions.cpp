@@ -16,6 +16,10 @@ int64_t llama_self_extend_map::n_ctx_reach(uint32_t n_ctx_train) const {
 }
 
 uint32_t llama_self_extend_map_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens) {
+    if (ga_w >= n_ctx_train) {
+        return 0;
+    }
+
     // reach = (n_ctx_train - ga_w)*ga_n + ga_w - ga_w % ga_n. the last term makes it rise unevenly, so start where
     // the bound without it allows and walk up
     const int64_t n_step = int64_t(n_ctx_train) - ga_w;

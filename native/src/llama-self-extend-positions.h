@@ -36,5 +36,5 @@ struct llama_self_extend_map {
     int64_t n_ctx_reach(uint32_t n_ctx_train) const;
 };
 
-// the smallest group size whose reach is at least n_tokens, 0 if there is none; ga_w < n_ctx_train
+// the smallest group size whose reach is at least n_tokens, 0 if there is none, as when ga_w >= n_ctx_train
 uint32_t llama_self_extend_map_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens);

