@@ -58,7 +58,13 @@ def yardstick(tiny_model: Path, stock_lib: Path, reference: Reference) -> Distan
 @pytest.mark.parametrize("offload_kqv", [True, False])
 @pytest.mark.parametrize("flash", ["on", "off", "auto"])
 def test_all_layers_on_a_device(
-    tiny_model: Path, engine_lib: Path, rpc: str, reference: Reference, yardstick: Distance, flash: str, offload_kqv: bool
+    tiny_model: Path,
+    engine_lib: Path,
+    rpc: str,
+    reference: Reference,
+    yardstick: Distance,
+    flash: str,
+    offload_kqv: bool,
 ) -> None:
     """With the cache on the device the layers are composed of stock ops; with the cache on the CPU they are fused."""
     tokens = some_tokens(N_TOKENS)

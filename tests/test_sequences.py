@@ -179,7 +179,7 @@ def test_random_edits(model: Any, ga_w: int, texts: list[tuple[list[int], Array]
                     what = "state refused"
             done[what] = done.get(what, 0) + 1
             assert all(ctx.pos_max(s) == held.get(s, (0, 0))[1] - 1 for s in range(n_seq)), (what, held)
-    assert done["grow"] > 5 and done["cut"] > 2
+    assert done["grow"] > 5 and done.get("cut", 0) + done.get("cut refused", 0) > 1
 
 
 def test_a_batch_is_cut_after_a_rollback(model: Any, texts: list[tuple[list[int], Array]], ga_w: int) -> None:
@@ -195,7 +195,9 @@ def test_a_batch_is_cut_after_a_rollback(model: Any, texts: list[tuple[list[int]
             assert np.abs(logits - exact[keep : keep + 200]).max() < BOUND
 
 
-def test_a_rollback_too_deep_is_refused_and_changes_nothing(model: Any, texts: list[tuple[list[int], Array]], ga_w: int) -> None:
+def test_a_rollback_too_deep_is_refused_and_changes_nothing(
+    model: Any, texts: list[tuple[list[int], Array]], ga_w: int
+) -> None:
     tokens, exact = texts[0]
     with Context(model, ga_w) as ctx:
         assert ctx.decode([(tokens[pos], pos, 0) for pos in range(600)])[0] == 0
@@ -208,20 +210,22 @@ def test_a_rollback_too_deep_is_refused_and_changes_nothing(model: Any, texts: l
         assert np.abs(logits - exact[start : start + 80]).max() < BOUND
 
 
-def test_a_copy_without_its_window_is_not_evaluated(model: Any, texts: list[tuple[list[int], Array]], ga_w: int) -> None:
+def test_a_copy_without_its_window_is_not_evaluated(
+    model: Any, texts: list[tuple[list[int], Array]], ga_w: int
+) -> None:
     tokens, exact = texts[0]
     with Context(model, ga_w, n_seq_max=2, unified=True) as ctx:
         assert ctx.decode([(tokens[pos], pos, 0) for pos in range(600)])[0] == 0
-        ctx.copy(0, 1, 200)
-        assert ctx.pos_max(1) == 199
-        status, logits = ctx.decode([(tokens[200], 200, 1)])
+        ctx.copy(0, 1, 150)
+        assert ctx.pos_max(1) == 149
+        status, logits = ctx.decode([(tokens[150], 150, 1)])
         if ga_w > 1:
             assert status == 1
             assert ctx.remove(1, -1)
             status, logits = ctx.decode([(tokens[600], 600, 0)])
             assert np.abs(logits - exact[600]).max() < BOUND
         else:
-            assert np.abs(logits - exact[200]).max() < BOUND
+            assert np.abs(logits - exact[150]).max() < BOUND
         assert status == 0
 
 

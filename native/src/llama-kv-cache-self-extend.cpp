@@ -78,7 +78,7 @@ bool llama_kv_cache_self_extend::near_has_window(llama_seq_id seq_id, llama_pos 
     }
 
     // the first position in the window of the next token
-    const llama_pos p0 = std::max<llama_pos>(0, std::prev(far_end)->first - llama_pos(config.map.ga_w) + 2);
+    const llama_pos p0 = std::clamp<llama_pos>(std::prev(far_end)->first - llama_pos(config.map.ga_w) + 2, 0, p1);
 
     auto it_far  = far .lower_bound({ p0, 0 });
     auto it_near = near.lower_bound({ p0, 0 });
