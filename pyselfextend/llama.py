@@ -184,9 +184,11 @@ class Llama(llama_cpp.Llama):
         return {**state, "ga_n": self._config.ga_n, "ga_w": self._config.ga_w}
 
     def close(self) -> None:
-        """Free the model and the context. Closing twice is fine; do not use the instance afterwards."""
+        """Free the model and the context. Closing twice is fine; any other use after that raises SelfExtendError."""
         if hasattr(self, "_stack"):  # not there if the constructor failed early
             super().close()
+            closed: Any = _Closed()
+            self._model = self._ctx = self._batch = self.tokenizer_ = closed
 
     def __enter__(self) -> Self:
         return self
@@ -195,6 +197,13 @@ class Llama(llama_cpp.Llama):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Closed:
+    """In place of what has been freed: llama_cpp would hand the stale pointers to llama.cpp, which ends the process."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise SelfExtendError("this Llama has been closed")
 
 
 def _attn() -> str:

@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 import unsupported
 
-from pyselfextend import ContextFullError, Llama, NotAnIntegerError, SelfExtendInfo, SettingError, _native, positions
+from pyselfextend import (
+    ContextFullError,
+    Llama,
+    NotAnIntegerError,
+    SelfExtendError,
+    SelfExtendInfo,
+    SettingError,
+    _native,
+    positions,
+)
 
 import llama_cpp  # isort: skip  # after pyselfextend
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # isort: skip
@@ -274,11 +283,33 @@ def test_context_manager_and_close(tiny_model: Path) -> None:
     with Llama(str(tiny_model), ga_n=4, verbose=False) as llm:
         assert isinstance(llm, Llama)
         llm.eval([1, 5, 6])
-    assert llm._model.model is None
-    assert llm._ctx.ctx is None
     assert llm.self_extend.ga_n == 4
     llm.close()
     llm.close()
+
+
+@pytest.mark.parametrize("ga_n", [1, 4])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llm: llm.eval([5]),
+        lambda llm: llm.n_ctx(),
+        lambda llm: llm.tokenize(b"text"),
+        lambda llm: llm.detokenize([5]),
+        lambda llm: llm.create_completion("text"),
+        lambda llm: next(llm.generate([5])),
+        lambda llm: llm.create_chat_completion([{"role": "user", "content": "text"}]),
+        lambda llm: llm.save_state(),
+        lambda llm: llm.ctx,
+    ],
+)
+def test_a_closed_model_raises(open_tiny: Open, ga_n: int, use: Callable[[Llama], object]) -> None:
+    """Not a matter of course: llama_cpp passes what it has freed on to llama.cpp."""
+    llm = open_tiny(ga_n=ga_n)
+    llm.eval([1, 5, 6])
+    llm.close()
+    with pytest.raises(SelfExtendError, match=r"^this Llama has been closed$"):
+        use(llm)
 
 
 def test_from_pretrained_takes_our_arguments(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
