@@ -225,27 +225,48 @@ static void load_q(const attn_problem & pr, const attn_item & it, float scale, a
     }
 }
 
+// ask for memory that is needed soon. the rows of one head lie too far apart for the hardware to see where this is going
+static void prefetch(const char * row, size_t n_bytes) {
+#if defined(__GNUC__)
+    for (size_t i = 0; i < n_bytes; i += 64) {
+        __builtin_prefetch(row + i);
+    }
+#else
+    GGML_UNUSED(row);
+    GGML_UNUSED(n_bytes);
+#endif
+}
+
+static constexpr int64_t N_PREFETCH = 16; // rows
+
+// unpack n_rows rows of n values, of n_rows_max that are there
+static void load_rows(
+        ggml_type type, const char * src, size_t stride, int64_t n_rows, int64_t n_rows_max, int64_t n, float * dst, int64_t ld) {
+    const size_t n_bytes = ggml_row_size(type, n);
+
+    for (int64_t j = 0; j < n_rows; ++j) {
+        prefetch(src + std::min(j + N_PREFETCH, n_rows_max - 1)*stride, n_bytes);
+        to_f32(type, src + j*stride, dst + j*ld, n);
+    }
+}
+
+static const char * head_data(const ggml_tensor * t, const attn_item & it) {
+    return (const char *) t->data + it.head_kv*t->nb[1] + it.stream*t->nb[3];
+}
+
 static void load_k(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, attn_scratch & sc) {
     const ggml_tensor * k = pr.k[part];
-    const char * src = (const char *) k->data + it.head_kv*k->nb[1] + it.stream*k->nb[3];
 
-    for (int64_t j = 0; j < n_cells; ++j) {
-        to_f32(k->type, src + (cell0 + j)*k->nb[2], sc.k + j*sc.ldk, pr.n_embd_k);
-    }
+    load_rows(k->type, head_data(k, it) + cell0*k->nb[2], k->nb[2], n_cells, k->ne[2] - cell0, pr.n_embd_k, sc.k, sc.ldk);
 }
 
 static void load_v(const attn_problem & pr, const attn_item & it, int part, int64_t cell0, int64_t n_cells, attn_scratch & sc) {
     const ggml_tensor * v = pr.v[part];
-    const char * src = (const char *) v->data + it.head_kv*v->nb[1] + it.stream*v->nb[3];
 
     if (pr.v_trans) {
-        for (int64_t d = 0; d < pr.n_embd_v; ++d) {
-            to_f32(v->type, src + cell0*v->nb[0] + d*v->nb[2], sc.v + d*N_CELLS, n_cells);
-        }
+        load_rows(v->type, head_data(v, it) + cell0*v->nb[0], v->nb[2], pr.n_embd_v, pr.n_embd_v, n_cells, sc.v, N_CELLS);
     } else {
-        for (int64_t j = 0; j < n_cells; ++j) {
-            to_f32(v->type, src + (cell0 + j)*v->nb[2], sc.v + j*sc.ldv, pr.n_embd_v);
-        }
+        load_rows(v->type, head_data(v, it) + cell0*v->nb[2], v->nb[2], n_cells, v->ne[2] - cell0, pr.n_embd_v, sc.v, sc.ldv);
     }
 }
 
