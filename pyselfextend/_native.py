@@ -24,7 +24,9 @@ from .errors import NativeLibraryError
 
 __all__ = ["ATTN", "Info", "Library", "Params", "claim", "lib_dir", "load"]
 
+#: Where llama_cpp takes libllama from, and where its multimodal chat handlers take libmtmd from.
 LIB_PATH_VARIABLE = "LLAMA_CPP_LIB_PATH"
+MTMD_PATH_VARIABLE = "MTMD_CPP_LIB"
 
 #: enum llama_self_extend_attn
 ATTN = {"auto": 0, "fused": 1, "composed": 2}
@@ -147,7 +149,7 @@ def claim() -> None:
         ours = _lib_file()
     except NativeLibraryError:
         return
-    os.environ[LIB_PATH_VARIABLE] = str(ours.parent)
+    os.environ[LIB_PATH_VARIABLE] = os.environ[MTMD_PATH_VARIABLE] = str(ours.parent)
     if "llama_cpp.llama_cpp" in sys.modules:
         _check_handle(sys.modules["llama_cpp.llama_cpp"], ours)
 
@@ -162,7 +164,7 @@ def load() -> Library:
     """
     build = _build()
     ours = _lib_file()
-    os.environ[LIB_PATH_VARIABLE] = str(ours.parent)
+    os.environ[LIB_PATH_VARIABLE] = os.environ[MTMD_PATH_VARIABLE] = str(ours.parent)
     try:
         bindings = importlib.import_module("llama_cpp.llama_cpp")
         version = importlib.import_module("llama_cpp").__version__
@@ -210,7 +212,7 @@ def _check_alone(ours: Path) -> None:
 
 
 #: File names of llama.cpp's shared libraries, on any platform and with any version.
-_STOCK = re.compile(r"(lib)?(llama|ggml)([-.].*)?\.(so|dylib|dll)([.\d]*)", re.IGNORECASE)
+_STOCK = re.compile(r"(lib)?(llama|ggml|mtmd)([-.].*)?\.(so|dylib|dll)([.\d]*)", re.IGNORECASE)
 
 
 def loaded_libraries() -> Iterator[Path]:

@@ -267,6 +267,11 @@ def main() -> None:
     parser.add_argument("--n-gpu-layers", type=int, default=0, help="how many layers, default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="llama.cpp's log")
     for field in fields(Job):
+        if isinstance(field.default, bool):
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", action=argparse.BooleanOptionalAction, default=True
+            )
+            continue
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default,
                             choices=CHOICES.get(field.name), help="default: %(default)s")  # fmt: skip

@@ -105,6 +105,20 @@ def test_our_library_is_the_one_in_use() -> None:
     assert folders == str(LIB)
 
 
+def test_multimodal_handlers_find_our_library() -> None:
+    """libmtmd lies beside our libllama and is linked to it: a stock one would bring its own llama.cpp along."""
+    code = (
+        "import pyselfextend; pyselfextend.Llama; import llama_cpp.mtmd_cpp as mtmd\n"
+        "from pyselfextend import _native\n"
+        "print(mtmd._libmtmd._name, mtmd.mtmd_default_marker().decode())\n"
+        "print(*sorted({p.parent for p in _native.loaded_libraries() if _native._STOCK.fullmatch(p.name)}))"
+    )
+    handle, folders = python(code).splitlines()
+    assert Path(handle.split()[0]).parent == LIB
+    assert handle.endswith("<__media__>")
+    assert folders == str(LIB)
+
+
 def test_a_variable_that_names_another_library_does_not_count(other_libraries: Path) -> None:
     code = "import pyselfextend, llama_cpp; pyselfextend.Llama; print(llama_cpp.llama_cpp._lib._name)"
     assert Path(python(code, LLAMA_CPP_LIB_PATH=str(other_libraries))).parent == LIB

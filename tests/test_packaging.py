@@ -82,6 +82,9 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+LICENSES = ("llama.cpp", "llamafile-sgemm", "miniaudio", "rotate-bits", "sha256", "stb", "subprocess", "xxhash", "yarn")
+
+
 def metadata(wheel: Path, name: str) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         (path,) = [n for n in archive.namelist() if n.endswith(f".dist-info/{name}")]
@@ -89,9 +92,9 @@ def metadata(wheel: Path, name: str) -> Message:
 
 
 def test_libraries(names: list[str]) -> None:
-    """One libllama under the name that llama_cpp looks for, ggml under names of its own, nothing else."""
+    """libllama and libmtmd under the names that llama_cpp looks for, ggml under names of its own, nothing else."""
     prefix, suffix = {"win32": ("", ".dll"), "darwin": ("lib", ".dylib")}.get(sys.platform, ("lib", ".so"))
-    parts = {"ggml-pyselfextend", "ggml-base-pyselfextend", "ggml-cpu-pyselfextend", "llama"}
+    parts = {"ggml-pyselfextend", "ggml-base-pyselfextend", "ggml-cpu-pyselfextend", "llama", "mtmd"}
     if sys.platform == "darwin":
         parts |= {"ggml-metal-pyselfextend", "ggml-blas-pyselfextend"}
     expected = {f"pyselfextend/lib/{prefix}{part}{suffix}" for part in parts}
@@ -119,7 +122,7 @@ def test_licenses(wheel: Path, names: list[str]) -> None:
     found = metadata(wheel, "METADATA")
     assert found["License-Expression"] == "MIT"
     files = found.get_all("License-File") or []
-    parts = {f"native/licenses/{name}.txt" for name in ("llama.cpp", "llamafile-sgemm", "yarn")}
+    parts = {f"native/licenses/{name}.txt" for name in LICENSES}
     assert set(files) == {"LICENSE"} | parts
     info = wheel.name.split("-py3")[0] + ".dist-info"
     assert {f"{info}/licenses/{file}" for file in files} <= set(names)
@@ -143,12 +146,12 @@ def test_no_library_can_be_taken_for_a_stock_one(wheel: Path, tmp_path: Path) ->
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     libraries = list((tmp_path / "pyselfextend" / "lib").iterdir())
-    assert len(libraries) == 4
+    assert len(libraries) == 5
     for library in libraries:
         dynamic = run(readelf, "--dynamic", "--wide", library)
         assert re.findall(r"\(SONAME\).*\[(.*)\]", dynamic) == [library.name]
         needed = [name for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic) if "ggml" in name or "llama" in name]
-        assert all(name.endswith("-pyselfextend.so") for name in needed)
+        assert all(name.endswith("-pyselfextend.so") or name == "libllama.so" for name in needed)
         assert re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", dynamic) == ["$ORIGIN"]
 
 

@@ -6,7 +6,7 @@
 include("${CMAKE_CURRENT_LIST_DIR}/fetch.cmake")
 
 # What the libraries are built from; the rest of the sdist stays packed.
-set(LLAMA_CPP_PARTS CMakeLists.txt LICENSE cmake ggml include src vendor)
+set(LLAMA_CPP_PARTS CMakeLists.txt LICENSE cmake ggml include src tools/mtmd vendor)
 
 set(LLAMA_CPP_APPLY_SCRIPT "${CMAKE_CURRENT_LIST_FILE}")
 
@@ -57,7 +57,8 @@ function(llama_cpp_extract sdist destination)
     file(REMOVE_RECURSE "${temporary}")
     if(IS_DIRECTORY "${sdist}")
         foreach(part IN LISTS LLAMA_CPP_PARTS)
-            file(COPY "${sdist}/vendor/llama.cpp/${part}" DESTINATION "${temporary}/vendor/llama.cpp")
+            get_filename_component(directory "vendor/llama.cpp/${part}" DIRECTORY)
+            file(COPY "${sdist}/vendor/llama.cpp/${part}" DESTINATION "${temporary}/${directory}")
         endforeach()
         set(root "${temporary}")
     else()
@@ -180,6 +181,9 @@ function(llama_cpp_prepare sdist source_id destination)
     set(stock "${destination}/llama.cpp-stock")
     set(patched "${destination}/llama.cpp")
 
+    llama_cpp_hash_files(script_id "${LLAMA_CPP_APPLY_SCRIPT}") # which says what is unpacked, and how
+    string(APPEND source_id " ${script_id}")
+
     llama_cpp_is_current("${stock}.stamp" "${source_id}" current)
     if(NOT current)
         message(STATUS "Unpacking llama.cpp from ${sdist}")
@@ -190,7 +194,7 @@ function(llama_cpp_prepare sdist source_id destination)
         file(WRITE "${stock}.stamp" "${source_id}")
     endif()
 
-    llama_cpp_hash_files(series_id "${LLAMA_CPP_APPLY_SCRIPT}" ${ARGN})
+    llama_cpp_hash_files(series_id ${ARGN})
     llama_cpp_is_current("${patched}.stamp" "${source_id} ${series_id}" current)
     if(NOT current)
         file(REMOVE "${patched}.stamp")

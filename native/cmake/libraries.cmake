@@ -37,12 +37,12 @@ endfunction()
 
 # The dynamic linker takes a library that is already in the process for one that is asked for by the same SONAME. With the stock names,
 # our libllama would call the ggml of any other package that came first. So the ggml libraries get names of their own.
-# libllama must keep its file name, llama_cpp looks for it; without SOVERSION its SONAME is libllama.so, where stock builds have
-# libllama.so.0, and llama_cpp opens it by its full path.
+# libllama and libmtmd must keep their file names, llama_cpp looks for them; without SOVERSION their SONAMEs are libllama.so and libmtmd.so,
+# where stock builds have libllama.so.0 and libmtmd.so.0, and llama_cpp opens them by their full paths.
 # No VERSION and no SOVERSION also means no symbolic links, which a wheel cannot hold.
 function(pyselfextend_name_libraries)
     foreach(target IN LISTS ARGN)
-        if(NOT target STREQUAL "llama")
+        if(NOT target MATCHES "^(llama|mtmd)$")
             set_target_properties(${target} PROPERTIES OUTPUT_NAME "${target}-pyselfextend")
         endif()
         foreach(property VERSION SOVERSION PUBLIC_HEADER)
