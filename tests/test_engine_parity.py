@@ -249,8 +249,9 @@ class EightBit(Reference):
 
 @dataclass(frozen=True)
 class RealCase:
-    """SmolLM2 Q4_1, 700 tokens of prose, and how far stock llama.cpp is from the plain reference, by flash setting."""
+    """SmolLM2 Q4_1, 700 tokens, and how far stock llama.cpp is from the plain reference, by flash setting."""
 
+    text: str
     reference: Reference
     rounded: EightBit
     tokens: Array
@@ -259,17 +260,19 @@ class RealCase:
     rounded_kl: float  # what the 8 bits alone do to the plain model
 
 
-@pytest.fixture(scope="module")
-def real(smollm2: Path, stock_lib: Path, prose: str) -> RealCase:
+@pytest.fixture(scope="module", params=["prose", "shuffled"])
+def real(request: pytest.FixtureRequest, smollm2: Path, stock_lib: Path, prose: str) -> RealCase:
     tokens = np.array(tokenize(stock_lib, smollm2, prose)[:N_TOKENS])
     assert len(tokens) == N_TOKENS
+    if request.param == "shuffled":
+        np.random.default_rng(0).shuffle(tokens)
     reference, rounded = Reference(smollm2, np.float32), EightBit(smollm2, np.float32)
     exact = reference.logits(tokens)
     flash = ["on", "off"]
     stock = evaluate_all(stock_lib, smollm2, tokens, [Job(flash=setting) for setting in flash])
     kl = {setting: mean_kl(exact, result.logits) for setting, result in zip(flash, stock, strict=True)}
     rms = {setting: Distance.between(result.logits, exact).rms for setting, result in zip(flash, stock, strict=True)}
-    return RealCase(reference, rounded, tokens, kl, rms, mean_kl(exact, rounded.logits(tokens)))
+    return RealCase(request.param, reference, rounded, tokens, kl, rms, mean_kl(exact, rounded.logits(tokens)))
 
 
 def mean_kl(exact: Array, logits: Array) -> float:
@@ -281,13 +284,14 @@ def mean_kl(exact: Array, logits: Array) -> float:
 def test_real_model(smollm2: Path, engine_lib: Path, real: RealCase, ga_n: int, ga_w: int) -> None:
     """Quantized weights, F16 cache: mean KL from the reference at most 1.2 times that of stock for the plain rule.
 
-    Without a window worth the name the model is lost (entropy 4.4 nats, plain 2.8), and the same rounding of the same
-    logits makes a larger KL: measured on the reference with nothing but its activations rounded, 1.2 times for (2, 0).
-    The bound follows that there; the logits themselves stay as near as stock's, for every pair.
+    Without a window worth the name the model is lost in prose (entropy 4.4 nats, plain 2.8), and the same rounding of
+    the same logits makes a larger KL: measured on the reference with nothing but its activations rounded, 1.2 times for
+    (2, 0). The bound follows that there; the logits themselves stay as near as stock's, for every pair. In shuffled
+    prose the plain model is as lost, and the bound holds as it stands.
     """
     exact = real.reference.logits(real.tokens, ga_n, ga_w)
     weight = 1.0
-    if ga_w < 64:
+    if real.text == "prose" and ga_w < 64:
         weight = mean_kl(exact, real.rounded.logits(real.tokens, ga_n, ga_w)) / real.rounded_kl
     settings = [("fused", "on"), ("composed", "off")]
     jobs = [Job(ga_n=ga_n, ga_w=ga_w, attn=way, flash=flash) for way, flash in settings]
