@@ -45,7 +45,7 @@ public:
     void clear(bool data) override;
 
     // returns false, and removes nothing, if the keys that come into the window again are no longer in the near part.
-    // where a copy or a state leaves the near part without them, the next batch of that sequence is refused
+    // where a copy or a state leaves the near part without them, batches are refused until that sequence is removed
     bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id)                                                          override;
