@@ -9,6 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from reference import Reference
+from test_reference import some_tokens
+from yardstick import N_TOKENS, Distance, stock_rounding
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,3 +84,15 @@ def prose() -> str:
     from pydoc_data.topics import topics
 
     return topics["execmodel"].replace("\n   ", "\n")
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_model: Path) -> Reference:
+    """The reference of the tiny Llama model."""
+    return Reference(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def yardstick(tiny_model: Path, stock_lib: Path, reference: Reference) -> Distance:
+    """What stock's rounding does to the tiny Llama model."""
+    return stock_rounding(stock_lib, tiny_model, reference, some_tokens(N_TOKENS))

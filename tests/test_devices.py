@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from reference import Reference
 from runner import Job, evaluate_all
-from test_engine_parity import F32, N_TOKENS, PAIRS, Distance, stock_rounding
 from test_reference import some_tokens
+from yardstick import F32, N_TOKENS, PAIRS, Distance
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +43,6 @@ def rpc(engine_lib: Path) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_model: Path) -> Reference:
-    return Reference(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def yardstick(tiny_model: Path, stock_lib: Path, reference: Reference) -> Distance:
-    return stock_rounding(stock_lib, tiny_model, reference, some_tokens(N_TOKENS))
 
 
 @pytest.mark.parametrize("offload_kqv", [True, False])

@@ -1,11 +1,6 @@
 """The engine against the reference, at every position.
 
-Bounds are taken from stock llama.cpp in the same test: how far it is from the plain reference, on the same model and
-the same tokens, is what this arithmetic can do. With F32 weights and an F32 cache that is float rounding; the yardstick
-then is stock's plain attention, because its flash attention rounds an F32 cache to F16 first. A key in the far frame is
-rotated twice, but sees smaller angles. Measured, over the models and pairs: the largest difference of a logit is 0.1 to
-1.4 times stock's, the root mean square 0.2 to 1.0 times; the factors leave room for other processors. A rule that is
-off by one is three orders of magnitude further away, in KL.
+Bounds are taken from stock llama.cpp in the same test, see yardstick.py.
 """
 
 from __future__ import annotations
@@ -18,42 +13,7 @@ import pytest
 from reference import Array, Reference, kl_divergence
 from runner import Job, Result, evaluate, evaluate_all, tokenize
 from test_reference import MODELS, some_tokens
-
-PAIRS = [(2, 0), (4, 64), (3, 100), (8, 256), (5, 1)]
-N_TOKENS = 700  # beyond every window and beyond the trained context, 512
-WAYS = ["fused", "composed"]
-EXTENDED = [name for name in MODELS if name != "qwen2vl"]  # M-RoPE is refused
-F32 = Job(type_k="f32", type_v="f32", n_ubatch=128, threads=1)
-
-MAX_FACTOR, MAX_FLOOR = 3.0, 5e-5  # of the largest difference of a logit; logits have a standard deviation of 1 to 3
-RMS_FACTOR, RMS_FLOOR = 2.0, 5e-6  # the floors count where stock happens to be nearly exact: StableLM
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How far logits are from exact ones."""
-
-    largest: float
-    rms: float
-
-    @classmethod
-    def between(cls, logits: Array, exact: Array) -> Distance:
-        assert logits.shape == exact.shape
-        difference = np.abs(logits - exact)
-        return cls(float(difference.max()), float(np.sqrt(np.mean(difference**2))))
-
-    def check(self, logits: Array, exact: Array) -> None:
-        """Fail unless logits are as near to exact ones as this distance, which is the yardstick, allows."""
-        found = Distance.between(logits, exact)
-        print(f"largest {found.largest:.1e} (stock {self.largest:.1e}), rms {found.rms:.1e} (stock {self.rms:.1e})")
-        assert found.largest <= max(MAX_FACTOR * self.largest, MAX_FLOOR), (found, self)
-        assert found.rms <= max(RMS_FACTOR * self.rms, RMS_FLOOR), (found, self)
-
-
-def stock_rounding(lib: Path, model: Path, reference: Reference, tokens: Array) -> Distance:
-    """The yardstick: stock llama.cpp, F32 cache, plain attention, against the plain reference."""
-    stock = evaluate(lib, model, tokens, replace(F32, flash="off"))
-    return Distance.between(stock.logits, reference.logits(tokens))
+from yardstick import F32, N_TOKENS, PAIRS, WAYS, Distance, stock_rounding
 
 
 def check_layers(result: Result, way: str) -> None:
@@ -75,7 +35,7 @@ class Case:
     results: dict[tuple[int, int, str], Result]
 
 
-@pytest.fixture(scope="module", params=EXTENDED)
+@pytest.fixture(scope="module", params=MODELS)
 def case(request: pytest.FixtureRequest, tiny_models: dict[str, Path], stock_lib: Path, engine_lib: Path) -> Case:
     model, tokens = tiny_models[request.param], some_tokens(N_TOKENS)
     reference = Reference(model)
@@ -115,22 +75,7 @@ def test_another_rule_is_far_away(case: Case) -> None:
                 assert kl_divergence(wrong, logits).mean() > max(1e-4, 1e3 * right)
 
 
-def test_m_rope_is_refused_by_name(tiny_models: dict[str, Path], engine_lib: Path) -> None:
-    with pytest.raises(RuntimeError, match="'qwen2vl' is not supported"):
-        evaluate(engine_lib, tiny_models["qwen2vl"], some_tokens(10), replace(F32, ga_n=4, ga_w=64))
-
-
 # how a prompt is cut, and how long it is
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_model: Path) -> Reference:
-    return Reference(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def yardstick(tiny_model: Path, stock_lib: Path, reference: Reference) -> Distance:
-    return stock_rounding(stock_lib, tiny_model, reference, some_tokens(N_TOKENS))
 
 
 SPLITS = [

@@ -10,75 +10,45 @@
 #include <limits>
 
 //
-// far frames
+// frames
 //
 
-// The same tensor as cur with other positions in its RoPE, nullptr if that cannot be done.
-// RoPE is applied once to the projection, with the model's own parameters, whatever those are. Rotating a rotated key
-// once more would round twice, scale twice with YaRN and be wrong where a norm follows RoPE.
-static ggml_tensor * rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) {
-    if (cur->view_src) {
-        return nullptr; // computed in place: the input is gone
-    }
-
-    ggml_tensor * src = nullptr;
-
-    switch (cur->op) {
-        case GGML_OP_ROPE:
-            src = cur->src[0];
-            break;
-        // what models do to Q and K after RoPE
-        case GGML_OP_SCALE:
-        case GGML_OP_MUL:
-        case GGML_OP_NORM:
-        case GGML_OP_RMS_NORM:
-            src = rope_at(ctx, cur->src[0], pos);
-            break;
-        default:
-            break;
-    }
-
-    if (!src) {
-        return nullptr;
-    }
-
-    ggml_tensor * res = ggml_dup_tensor(ctx, cur);
-
-    res->op = cur->op;
-    std::copy(std::begin(cur->op_params), std::end(cur->op_params), res->op_params);
-    std::copy(std::begin(cur->src),       std::end(cur->src),       res->src);
-
-    res->src[0] = src;
-    if (cur->op == GGML_OP_ROPE) {
-        res->src[1] = pos;
-    }
-
-    return res;
-}
-
-void llm_graph_input_self_extend::build_far(const llm_graph_context & gctx, ggml_tensor * q_cur, ggml_tensor * k_cur, int il) {
+void llm_graph_input_self_extend::build_frames(
+        const llm_graph_context & gctx, ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * k_rot, int il) {
     auto * ctx0 = gctx.ctx0;
 
-    ggml_tensor * q = rope_at(ctx0, q_cur, pos_q);
-    ggml_tensor * k = rope_at(ctx0, k_cur, pos_k);
+    if (!k_cur) {
+        llama_self_extend_refuse("architecture '%s' is not supported yet: layer %d attends with the keys of another layer",
+                llm_arch_name(gctx.arch), il);
+    }
 
-    if (!q || !k) {
+    ggml_tensor * q_far = llama_self_extend_rope_at(ctx0, q_cur, pos_q);
+    ggml_tensor * k_far = llama_self_extend_rope_at(ctx0, k_cur, pos_k);
+
+    if (!q_far || !k_far) {
         llama_self_extend_refuse("architecture '%s' is not supported yet: layer %d does not attend with the result of RoPE",
                 llm_arch_name(gctx.arch), il);
     }
 
-    if (self_k_rot) {
-        q = llama_mul_mat_hadamard(ctx0, q, self_k_rot);
-        k = llama_mul_mat_hadamard(ctx0, k, self_k_rot);
+    mctx->get_kv()->set_rope(il, k_cur);
+
+    ggml_tensor * k_near = k_cur;
+
+    q_near = q_cur;
+
+    if (k_rot) {
+        q_near = llama_mul_mat_hadamard(ctx0, q_near, k_rot);
+        k_near = llama_mul_mat_hadamard(ctx0, k_near, k_rot);
     }
 
-    gctx.cb(q, "q_far", il);
-    gctx.cb(k, "k_far", il);
+    gctx.cb(q_far, "q_far", il);
+    gctx.cb(k_far, "k_far", il);
 
-    ggml_build_forward_expand(gctx.gf, q);
-    ggml_build_forward_expand(gctx.gf, mctx_se->get_far()->cpy_k(ctx0, k, k_idxs, il));
+    ggml_build_forward_expand(gctx.gf, q_near);
+    ggml_build_forward_expand(gctx.gf, mctx->get_near()->cpy_k(ctx0, k_near, k_idxs, il));
 
-    q_far = q;
+    q_cur = q_far;
+    k_cur = k_far;
 }
 
 //
@@ -97,9 +67,9 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
         llama_self_extend_refuse("architecture '%s' is not supported: it adds a bias to its attention scores", llm_arch_name(gctx.arch));
     }
 
-    ggml_build_forward_expand(gctx.gf, mctx_se->get_far()->cpy_v(gctx.ctx0, v_cur, v_idxs, il));
+    ggml_build_forward_expand(gctx.gf, mctx->get_near()->cpy_v(gctx.ctx0, v_cur, v_idxs, il));
 
-    ggml_tensor * cur = mctx_se->get_kv()->is_fused(il) ?
+    ggml_tensor * cur = mctx->get_kv()->is_fused(il) ?
         build_attn_fused   (gctx, q, sinks, kq_scale, il) :
         build_attn_composed(gctx, q, sinks, kq_scale, il);
 
@@ -114,8 +84,8 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
         const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il) {
     auto * ctx0 = gctx.ctx0;
 
-    const auto * far  = mctx_se->get_far ();
-    const auto * near = mctx_se->get_near();
+    const auto * far  = mctx->get_far ();
+    const auto * near = mctx->get_near();
 
     attn_params.push_back(std::make_unique<llama_self_extend_attn_params>(llama_self_extend_attn_params {
         /*.scale         =*/ kq_scale,
@@ -124,8 +94,8 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
     }));
 
     ggml_tensor * cur = llama_self_extend_attn_build(ctx0,
-            q_far, far ->get_k(ctx0, il), far ->get_v(ctx0, il),
-            q,     near->get_k(ctx0, il), near->get_v(ctx0, il),
+            q,      far ->get_k(ctx0, il), far ->get_v(ctx0, il),
+            q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
             mask, sinks, attn_params.back().get());
 
     // a backend may say that it supports every op. the kernel is a function of this process
@@ -153,8 +123,8 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
         const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il) {
     auto * ctx0 = gctx.ctx0;
 
-    const auto * far  = mctx_se->get_far ();
-    const auto * near = mctx_se->get_near();
+    const auto * far  = mctx->get_far ();
+    const auto * near = mctx->get_near();
 
     ggml_tensor * k_far = far->get_k(ctx0, il);
 
@@ -170,8 +140,8 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
         return kq;
     };
 
-    ggml_tensor * kq_far  = scores(k_far,                 q_far);
-    ggml_tensor * kq_near = scores(near->get_k(ctx0, il), q);
+    ggml_tensor * kq_far  = scores(k_far,                 q);
+    ggml_tensor * kq_near = scores(near->get_k(ctx0, il), q_near);
 
     const int64_t n_far = kq_far->ne[0];
 
@@ -216,9 +186,8 @@ static int64_t n_stream_of(const llama_ubatch & ubatch, const llama_cparams & cp
     return cparams.kv_unified ? 1 : ubatch.n_seqs_unq;
 }
 
-llm_graph_input_self_extend::llm_graph_input_self_extend(
-        const llm_graph_context & gctx, const llama_kv_cache_self_extend_context * mctx) :
-    llm_graph_input_attn_kv(gctx.hparams, gctx.cparams, mctx->get_near()), mctx_se(mctx),
+llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context & gctx, const llama_self_extend_mctx * mctx) :
+    hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx),
     n_far(mctx->get_far()->get_n_kv()), n_near(mctx->get_near()->get_n_kv()) {
     auto * ctx0 = gctx.ctx0;
 
@@ -226,29 +195,22 @@ llm_graph_input_self_extend::llm_graph_input_self_extend(
     const auto   n_tokens = ubatch.n_tokens;
     const auto   n_stream = n_stream_of(ubatch, cparams);
 
-    const auto * far  = mctx->get_far ();
-    const auto * near = mctx->get_near();
-
     const auto input = [](ggml_tensor * t, const char * name) {
         ggml_set_input(t);
         ggml_set_name(t, name);
         return t;
     };
 
-    pos_q = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens), "self_extend_pos_q");
-    pos_k = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens), "self_extend_pos_k");
+    const int64_t n_pos = hparams.n_pos_per_embd();
 
-    k_idxs = far->build_input_k_idxs(ctx0, ubatch);
-    v_idxs = far->build_input_v_idxs(ctx0, ubatch);
+    pos_q = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens*n_pos), "self_extend_pos_q");
+    pos_k = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens*n_pos), "self_extend_pos_k");
+
+    k_idxs = mctx->get_near()->build_input_k_idxs(ctx0, ubatch);
+    v_idxs = mctx->get_near()->build_input_v_idxs(ctx0, ubatch);
 
     // the masks of both parts side by side: the composed way needs them in one row
     mask = input(ggml_new_tensor_4d(ctx0, GGML_TYPE_F16, n_far + n_near, n_tokens/n_stream, 1, n_stream), "self_extend_mask");
-
-    // of the near part
-    self_k_idxs = near->build_input_k_idxs(ctx0, ubatch);
-    self_v_idxs = near->build_input_v_idxs(ctx0, ubatch);
-    self_k_rot  = near->build_input_k_rot(ctx0);
-    self_v_rot  = near->build_input_v_rot(ctx0);
 
     ranges.resize(n_tokens);
 }
@@ -285,17 +247,16 @@ static void get_cell_pos(std::vector<llama_pos> & dst, const llama_kv_cache & kv
 }
 
 void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
-    const auto * kv  = mctx_se->get_kv();
+    const auto * kv  = mctx->get_kv();
     const auto & map = kv->get_map();
 
-    llm_graph_input_attn_kv::set_input(ubatch); // the near part
+    mctx->get_near()->set_input_k_idxs(k_idxs, ubatch);
+    mctx->get_near()->set_input_v_idxs(v_idxs, ubatch);
 
-    mctx_se->get_far()->set_input_k_idxs(k_idxs, ubatch);
-    mctx_se->get_far()->set_input_v_idxs(v_idxs, ubatch);
+    GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
 
-    GGML_ASSERT(ggml_backend_buffer_is_host(pos_q->buffer));
-    GGML_ASSERT(ggml_backend_buffer_is_host(pos_k->buffer));
-    GGML_ASSERT(ggml_backend_buffer_is_host(mask ->buffer));
+    std::vector<int32_t> frame_q(ubatch->n_tokens);
+    std::vector<int32_t> frame_k(ubatch->n_tokens);
 
     constexpr llama_pos pos_none_lo = std::numeric_limits<llama_pos>::min();
     constexpr llama_pos pos_none_hi = std::numeric_limits<llama_pos>::max();
@@ -308,8 +269,8 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
         const llama_pos    pos    = ubatch->pos[i];
         const llama_seq_id seq_id = ubatch->seq_id[i][0];
 
-        ((int32_t *) pos_q->data)[i] = map.pos_q(pos);
-        ((int32_t *) pos_k->data)[i] = map.pos_k(pos);
+        frame_q[i] = map.pos_q(pos);
+        frame_k[i] = map.pos_k(pos);
 
         if (seq_id != cells_seq) {
             get_cell_pos(cells_far,  *kv->get_far (), seq_id, n_far,  pos_none_hi);
@@ -327,28 +288,40 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
 
         ranges[i] = { f0, f1, n0, n1 };
     }
+
+    llama_self_extend_rope_set_pos(pos_q, frame_q.data(), ubatch->n_tokens);
+    llama_self_extend_rope_set_pos(pos_k, frame_k.data(), ubatch->n_tokens);
 }
 
 bool llm_graph_input_self_extend::can_reuse(const llm_graph_params & params) {
-    mctx_se = static_cast<const llama_kv_cache_self_extend_context *>(params.mctx);
-    mctx    = mctx_se->get_near();
+    mctx = dynamic_cast<const llama_self_extend_mctx *>(params.mctx);
 
     const auto n_tokens = params.ubatch.n_tokens;
     const auto n_stream = n_stream_of(params.ubatch, params.cparams);
 
     bool res = true;
 
-    res &= pos_q->ne[0] == n_tokens;
-    res &= n_far  == mctx_se->get_far ()->get_n_kv();
-    res &= n_near == mctx_se->get_near()->get_n_kv();
+    res &= k_idxs->ne[0] == n_tokens;
+    res &= n_far  == mctx->get_far ()->get_n_kv();
+    res &= n_near == mctx->get_near()->get_n_kv();
     res &= mask ->ne[1] == n_tokens/n_stream;
     res &= mask ->ne[3] == n_stream;
 
     return res;
 }
 
-std::unique_ptr<llm_graph_input_self_extend> llama_self_extend_build_attn_inp(const llm_graph_context & gctx) {
-    const auto * mctx = dynamic_cast<const llama_kv_cache_self_extend_context *>(gctx.mctx);
+llm_graph_input_self_extend * llama_self_extend_attn_inp(const llm_graph_context & gctx, int il) {
+    const auto * mctx = dynamic_cast<const llama_self_extend_mctx *>(gctx.mctx);
 
-    return mctx ? std::make_unique<llm_graph_input_self_extend>(gctx, mctx) : nullptr;
+    if (!mctx || !mctx->get_kv()->is_extended(il)) {
+        return nullptr;
+    }
+
+    for (const auto & inp : gctx.res->inputs) {
+        if (auto * res = dynamic_cast<llm_graph_input_self_extend *>(inp.get())) {
+            return res;
+        }
+    }
+
+    return static_cast<llm_graph_input_self_extend *>(gctx.res->add_input(std::make_unique<llm_graph_input_self_extend>(gctx, mctx)));
 }

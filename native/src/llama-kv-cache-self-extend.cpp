@@ -1,9 +1,11 @@
 #include "llama-kv-cache-self-extend.h"
 
+#include "llama-graph-self-extend-update.h"
+#include "llama-self-extend-state.h"
+
 #include "llama-batch.h"
 #include "llama-cparams.h"
 #include "llama-impl.h"
-#include "llama-io.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -11,7 +13,8 @@
 #include <cinttypes>
 #include <iterator>
 #include <limits>
-#include <stdexcept>
+#include <tuple>
+#include <type_traits>
 
 //
 // llama_kv_cache_self_extend
@@ -21,20 +24,25 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
                       const llama_model & model,
                     const llama_cparams & cparams,
          const llama_self_extend_config & config,
-        std::unique_ptr<llama_kv_cache>   kv_far_new) :
-    config(config), kv_far(std::move(kv_far_new)) {
+                       llama_memory_ptr   mem_new) :
+    model(model), config(config), mem(std::move(mem_new)),
+    kv_iswa(dynamic_cast<llama_kv_cache_iswa *>(mem.get())),
+    kv_far (kv_iswa ? kv_iswa->get_base() : dynamic_cast<llama_kv_cache *>(mem.get())),
+    layer_ids(kv_far->get_layer_ids()),
+    v_trans(!cparams.flash_attn),
+    ropes(model.hparams.n_layer_all) {
+    if (layer_ids.empty()) {
+        llama_self_extend_refuse("architecture '%s' is not supported: all of its layers have a window of their own", llm_arch_name(model.arch));
+    }
+
     // a whole ubatch is stored before its first token is evaluated
     const uint32_t size_seqs = config.map.ga_w*(cparams.kv_unified ? cparams.n_seq_max : 1);
     const uint32_t size_near = std::min(kv_far->get_size(), GGML_PAD(size_seqs + cparams.n_ubatch, 256));
 
-    LLAMA_LOG_INFO("%s: ga_n = %u, ga_w = %u, reach = %" PRId64 " tokens, far = %u cells, near = %u cells\n", __func__,
-            config.map.ga_n, config.map.ga_w, config.n_ctx_reach, kv_far->get_size(), size_near);
+    LLAMA_LOG_INFO("%s: ga_n = %u, ga_w = %u, reach = %" PRId64 " tokens, far = %u cells, near = %u cells, %zu layers\n", __func__,
+            config.map.ga_n, config.map.ga_w, config.n_ctx_reach, kv_far->get_size(), size_near, layer_ids.size());
 
-    const std::vector<uint32_t> layer_ids = kv_far->get_layer_ids();
-
-    const layer_filter_cb filter = [&](int32_t il) {
-        return std::find(layer_ids.begin(), layer_ids.end(), uint32_t(il)) != layer_ids.end();
-    };
+    const auto filter = [&](int32_t il) { return is_extended(il); };
 
     kv_near = std::make_unique<llama_kv_cache>(
             model, model.hparams, kv_far->type_k(), kv_far->type_v(),
@@ -50,6 +58,10 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
     }
 }
 
+bool llama_kv_cache_self_extend::is_extended(int32_t il) const {
+    return std::find(layer_ids.begin(), layer_ids.end(), uint32_t(il)) != layer_ids.end();
+}
+
 bool llama_kv_cache_self_extend::is_fused(int32_t il) const {
     if (config.attn == LLAMA_SELF_EXTEND_ATTN_COMPOSED) {
         return false;
@@ -59,8 +71,23 @@ bool llama_kv_cache_self_extend::is_fused(int32_t il) const {
     return ggml_backend_buffer_get_type(kv_far->get_k_storage(il)->buffer) == ggml_backend_cpu_buffer_type();
 }
 
+const llama_self_extend_rope * llama_kv_cache_self_extend::get_rope(int32_t il) const {
+    return ropes[il] ? &*ropes[il] : nullptr;
+}
+
+void llama_kv_cache_self_extend::set_rope(int32_t il, const ggml_tensor * k_cur) {
+    llama_self_extend_rope rope;
+    if (llama_self_extend_rope_find(k_cur, rope)) {
+        ropes[il] = rope;
+    }
+}
+
+bool llama_kv_cache_self_extend::can_turn() const {
+    return std::all_of(layer_ids.begin(), layer_ids.end(), [&](uint32_t il) { return get_rope(il); });
+}
+
 void llama_kv_cache_self_extend::clear(bool data) {
-    kv_far ->clear(data);
+    mem    ->clear(data);
     kv_near->clear(data);
 }
 
@@ -68,28 +95,35 @@ llama_seq_id llama_kv_cache_self_extend::n_seq() const {
     return kv_far->get_n_stream() > 1 ? kv_far->get_n_stream() : LLAMA_MAX_SEQ;
 }
 
-bool llama_kv_cache_self_extend::near_has_window(llama_seq_id seq_id, llama_pos p1) const {
+//
+// the near part
+//
+
+std::vector<llama_kv_cache_self_extend::far_key> llama_kv_cache_self_extend::near_missing(llama_seq_id seq_id, llama_pos p1) const {
     const auto & far  = kv_far ->get_cells(seq_id).seq_pos_get(seq_id);
     const auto & near = kv_near->get_cells(seq_id).seq_pos_get(seq_id);
 
-    auto far_end = far.lower_bound({ p1, 0 });
+    std::vector<far_key> res;
+
+    const auto far_end = far.lower_bound({ p1, 0 });
     if (far_end == far.begin()) {
-        return true;
+        return res;
     }
 
     // the first position in the window of the next token
     const llama_pos p0 = std::clamp<llama_pos>(std::prev(far_end)->first - llama_pos(config.map.ga_w) + 2, 0, p1);
 
-    auto it_far  = far .lower_bound({ p0, 0 });
     auto it_near = near.lower_bound({ p0, 0 });
 
-    for (; it_far != far_end; ++it_far, ++it_near) {
-        if (it_near == near.end() || it_near->first != it_far->first) {
-            return false;
+    for (auto it_far = far.lower_bound({ p0, 0 }); it_far != far_end; ++it_far) {
+        if (it_near != near.end() && it_near->first == it_far->first) {
+            ++it_near;
+        } else {
+            res.push_back(*it_far);
         }
     }
 
-    return true;
+    return res;
 }
 
 void llama_kv_cache_self_extend::near_make_room(llama_seq_id seq_id, uint32_t n) {
@@ -127,39 +161,126 @@ llama_kv_cache::slot_info llama_kv_cache_self_extend::find_near(const llama_ubat
     return kv_near->find_slot(ubatch, false);
 }
 
+bool llama_kv_cache_self_extend::restore_near(llama_context * lctx) {
+    const size_t n_max = llama_n_ubatch(lctx);
+
+    for (llama_seq_id s = 0; s < n_seq(); ++s) {
+        const auto missing = near_missing(s, std::numeric_limits<llama_pos>::max());
+
+        for (size_t i0 = 0; i0 < missing.size(); i0 += n_max) {
+            const size_t n = std::min(n_max, missing.size() - i0);
+
+            llama_batch_allocr balloc(model.hparams.n_pos_per_embd());
+            llama_ubatch ubatch = balloc.ubatch_reserve(n, 1);
+
+            std::vector<uint32_t> cells_far(n);
+
+            ubatch.seq_id_unq[0] = s;
+            for (size_t i = 0; i < n; ++i) {
+                std::tie(ubatch.pos[i], cells_far[i]) = missing[i0 + i];
+                ubatch.n_seq_id[i] = 1;
+                ubatch.seq_id  [i] = &s;
+            }
+
+            const auto sinfo = find_near(ubatch);
+
+            if (sinfo.empty() || !llama_self_extend_restore_near(*this, lctx, ubatch, sinfo, cells_far)) {
+                LLAMA_LOG_ERROR("%s: failed to restore the window of sequence %d\n", __func__, s);
+                return false;
+            }
+
+            kv_near->apply_ubatch(sinfo, ubatch);
+        }
+    }
+
+    return true;
+}
+
+//
+// sequences
+//
+
+bool llama_kv_cache_self_extend::swa_has_window(llama_seq_id seq_id, llama_pos p1) const {
+    if (!kv_iswa) {
+        return true;
+    }
+
+    const llama_pos pos_min = kv_iswa->get_swa()->seq_pos_min(seq_id);
+
+    return pos_min <= std::max<llama_pos>(kv_far->seq_pos_min(seq_id), p1 + 1 - llama_pos(model.hparams.n_swa));
+}
+
 bool llama_kv_cache_self_extend::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     // removing the tail of a sequence brings older keys into the window again
     for (llama_seq_id s = 0; s < n_seq(); ++s) {
         const llama_pos pos_max = seq_id == -1 || seq_id == s ? kv_far->seq_pos_max(s) : -1;
 
-        if (p0 > 0 && p0 <= pos_max && (p1 < 0 || p1 > pos_max) && !near_has_window(s, p0)) {
+        if (p0 <= 0 || p0 > pos_max || (p1 >= 0 && p1 <= pos_max)) {
+            continue;
+        }
+
+        if (!swa_has_window(s, p0) || (!can_turn() && !near_missing(s, p0).empty())) {
             return false;
         }
     }
 
     bool res = true;
 
-    res = res & kv_far ->seq_rm(seq_id, p0, p1);
+    res = res & mem    ->seq_rm(seq_id, p0, p1);
     res = res & kv_near->seq_rm(seq_id, p0, p1);
+
+    need_check = true;
 
     return res;
 }
 
 void llama_kv_cache_self_extend::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
-    kv_far ->seq_cp(seq_id_src, seq_id_dst, p0, p1);
+    mem    ->seq_cp(seq_id_src, seq_id_dst, p0, p1);
     kv_near->seq_cp(seq_id_src, seq_id_dst, p0, p1);
 
     need_check = true;
 }
 
 void llama_kv_cache_self_extend::seq_keep(llama_seq_id seq_id) {
-    kv_far ->seq_keep(seq_id);
+    mem    ->seq_keep(seq_id);
     kv_near->seq_keep(seq_id);
 }
 
 void llama_kv_cache_self_extend::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
-    LLAMA_LOG_ERROR("%s: positions cannot be shifted with SelfExtend: seq_id = %d, p0 = %d, p1 = %d, shift = %d is ignored\n",
-            __func__, seq_id, p0, p1, shift);
+    if (!get_can_shift()) {
+        LLAMA_LOG_ERROR("%s: the positions of this model's keys cannot be shifted: seq_id = %d, p0 = %d, p1 = %d, shift = %d is ignored\n",
+                __func__, seq_id, p0, p1, shift);
+        return;
+    }
+
+    const auto & cells   = kv_far->get_cells(seq_id);
+    const auto & far     = cells.seq_pos_get(seq_id);
+    const auto   it_last = p1 < 0 ? far.end() : far.lower_bound({ p1, 0 });
+
+    if (it_last == far.begin() || std::prev(it_last)->first < p0) {
+        return; // nothing there
+    }
+
+    if (std::prev(it_last)->first + int64_t(shift) >= config.n_ctx_reach) {
+        LLAMA_LOG_ERROR("%s: position %d + %d is beyond the reach of ga_n = %u, ga_w = %u: %" PRId64 " tokens, the shift is ignored\n",
+                __func__, std::prev(it_last)->first, shift, config.map.ga_n, config.map.ga_w, config.n_ctx_reach);
+        return;
+    }
+
+    // as in llama.cpp, a cell that several sequences share moves for all of them. which cells are shared is not the same
+    // in both parts, so the near part is made again for the others
+    for (llama_seq_id s = 0; s < n_seq(); ++s) {
+        const auto shared = [&](const far_key & key) { return cells.seq_has(key.second, s); };
+
+        if (s != seq_id && std::any_of(far.lower_bound({ p0, 0 }), it_last, shared)) {
+            kv_near->seq_rm(s, -1, -1);
+        }
+    }
+
+    mem    ->seq_add(seq_id, p0, p1, shift);
+    kv_near->seq_add(seq_id, p0, p1, shift);
+
+    need_check = true;
 }
 
 void llama_kv_cache_self_extend::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
@@ -168,134 +289,455 @@ void llama_kv_cache_self_extend::seq_div(llama_seq_id seq_id, llama_pos p0, llam
 }
 
 llama_pos llama_kv_cache_self_extend::seq_pos_min(llama_seq_id seq_id) const {
-    // the far part holds the whole sequence: what the near part has forgotten is not lost
-    return kv_far->seq_pos_min(seq_id);
+    // what the near part has forgotten is not lost
+    return mem->seq_pos_min(seq_id);
 }
 
 llama_pos llama_kv_cache_self_extend::seq_pos_max(llama_seq_id seq_id) const {
-    return kv_far->seq_pos_max(seq_id);
+    return mem->seq_pos_max(seq_id);
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_self_extend::memory_breakdown() const {
-    auto mb = kv_far->memory_breakdown();
+    auto mb = mem->memory_breakdown();
     for (const auto & [buft, size] : kv_near->memory_breakdown()) {
         mb[buft] += size;
     }
     return mb;
 }
 
-llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
-    GGML_UNUSED(embd_all);
+bool llama_kv_cache_self_extend::get_can_shift() const {
+    if (!mem->get_can_shift() || !can_turn()) {
+        return false;
+    }
 
+    // llama.cpp shifts the layers with a window of their own, and scales their keys once more where RoPE has a magnitude
+    return !kv_iswa || std::all_of(layer_ids.begin(), layer_ids.end(), [&](uint32_t il) { return get_rope(il)->magnitude == 1.0f; });
+}
+
+//
+// batches
+//
+
+bool llama_kv_cache_self_extend::check_batch(const llama_batch & batch) const {
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (batch.pos[i] >= config.n_ctx_reach) {
+            LLAMA_LOG_ERROR("%s: position %d is beyond the reach of ga_n = %u, ga_w = %u: %" PRId64 " tokens\n", __func__,
+                    batch.pos[i], config.map.ga_n, config.map.ga_w, config.n_ctx_reach);
+            return false;
+        }
+
+        for (uint32_t d = 1; !batch.token && d < std::min(3u, model.hparams.n_pos_per_embd()); ++d) {
+            if (batch.pos[i] != batch.pos[i + d*batch.n_tokens]) {
+                LLAMA_LOG_ERROR("%s: images have positions in several dimensions, which SelfExtend does not define\n", __func__);
+                return false;
+            }
+        }
+    }
+
+    return true;
+}
+
+bool llama_kv_cache_self_extend::check_windows() {
+    for (llama_seq_id s = 0; need_check && s < n_seq(); ++s) {
+        if (!near_missing(s, std::numeric_limits<llama_pos>::max()).empty()) {
+            LLAMA_LOG_ERROR("%s: the near part does not hold the window of sequence %d, remove the sequence and evaluate it again\n",
+                    __func__, s);
+            return false;
+        }
+    }
+
+    need_check = false;
+
+    return true;
+}
+
+// T: llama.cpp's context, of which this is one
+template <typename T>
+class self_extend_context : public T, public llama_self_extend_mctx {
+public:
+    template <typename ... Args>
+    self_extend_context(llama_kv_cache_self_extend * kv, llama_memory_context_ptr ctx_near, Args && ... args) :
+        T(std::forward<Args>(args)...), llama_self_extend_mctx(kv, std::move(ctx_near)) {}
+
+    bool apply() override {
+        return apply_near(T::get_ubatch()) && T::apply();
+    }
+
+    const llama_kv_cache_context * get_far() const override {
+        if constexpr (std::is_same_v<T, llama_kv_cache_iswa_context>) {
+            return T::get_base();
+        } else {
+            return this;
+        }
+    }
+};
+
+using self_extend_context_kv   = self_extend_context<llama_kv_cache_context>;
+using self_extend_context_iswa = self_extend_context<llama_kv_cache_iswa_context>;
+
+// split a batch as llama.cpp's caches do; empty if it cannot be split this way
+static std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch, bool simple, bool unified) {
     balloc.split_reset();
 
-    std::vector<llama_ubatch> ubatches;
+    std::vector<llama_ubatch> res;
     while (true) {
-        auto ubatch = kv_far->get_n_stream() == 1 ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, true, 0);
+        auto ubatch = simple ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, !unified, 0);
 
         if (ubatch.n_tokens == 0) {
             break;
         }
 
-        ubatches.push_back(std::move(ubatch)); // NOLINT
+        res.push_back(std::move(ubatch)); // NOLINT
     }
-
-    const auto failed = [] {
-        return std::make_unique<llama_kv_cache_self_extend_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
-    };
 
     if (balloc.get_n_used() < balloc.get_n_tokens()) {
-        return failed();
+        res.clear();
     }
 
-    for (const auto & ubatch : ubatches) {
-        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-            if (ubatch.pos[i] >= config.n_ctx_reach) {
-                LLAMA_LOG_ERROR("%s: position %d is beyond the reach of ga_n = %u, ga_w = %u: %" PRId64 " tokens\n", __func__,
-                        ubatch.pos[i], config.map.ga_n, config.map.ga_w, config.n_ctx_reach);
-                return failed();
-            }
+    return res;
+}
+
+llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+    GGML_UNUSED(embd_all);
+
+    const bool unified = kv_far->get_n_stream() == 1;
+    const bool ok      = check_batch(balloc.get_batch()) && check_windows();
+
+    for (bool simple : { true, false }) {
+        if (!ok || (simple && !unified)) {
+            continue;
         }
-    }
 
-    for (llama_seq_id s = 0; need_check && s < n_seq(); ++s) {
-        if (!near_has_window(s, std::numeric_limits<llama_pos>::max())) {
-            LLAMA_LOG_ERROR("%s: the near part no longer holds the window of sequence %d, remove the sequence and evaluate it again\n",
-                    __func__, s);
-            return failed();
+        auto ubatches = split(balloc, n_ubatch, simple, unified);
+
+        auto sinfos_far = kv_far->prepare(ubatches);
+        if (sinfos_far.empty()) {
+            continue;
         }
-    }
-    need_check = false;
 
-    auto sinfos_far = kv_far->prepare(ubatches);
-    if (sinfos_far.empty()) {
-        return failed();
+        if (!kv_iswa) {
+            return std::make_unique<self_extend_context_kv>(this, nullptr, kv_far, std::move(sinfos_far), std::move(ubatches));
+        }
+
+        auto sinfos_swa = kv_iswa->get_swa()->prepare(ubatches);
+        if (sinfos_swa.empty()) {
+            continue;
+        }
+
+        return std::make_unique<self_extend_context_iswa>(
+                this, nullptr, kv_iswa, std::move(sinfos_far), std::move(sinfos_swa), std::move(ubatches));
     }
 
-    return std::make_unique<llama_kv_cache_self_extend_context>(this, std::move(sinfos_far), std::move(ubatches));
+    return std::make_unique<llama_kv_cache_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
 }
 
 llama_memory_context_ptr llama_kv_cache_self_extend::init_full() {
-    return std::make_unique<llama_kv_cache_self_extend_context>(this);
+    if (kv_iswa) {
+        return std::make_unique<self_extend_context_iswa>(this, kv_near->init_full(), kv_iswa);
+    }
+
+    return std::make_unique<self_extend_context_kv>(this, kv_near->init_full(), kv_far);
 }
+
+llama_kv_cache_self_extend * llama_self_extend_mctx::get_kv() const {
+    return kv;
+}
+
+const llama_kv_cache_context * llama_self_extend_mctx::get_near() const {
+    return static_cast<const llama_kv_cache_context *>(ctx_near.get());
+}
+
+llama_self_extend_mctx::llama_self_extend_mctx(llama_kv_cache_self_extend * kv, llama_memory_context_ptr ctx_near) :
+    kv(kv), ctx_near(std::move(ctx_near)) {}
+
+bool llama_self_extend_mctx::apply_near(const llama_ubatch & ubatch) {
+    auto sinfo = kv->find_near(ubatch);
+    if (sinfo.empty()) {
+        LLAMA_LOG_ERROR("%s: the near part has no room for a ubatch of %u tokens: more sequences than n_seq_max?\n", __func__, ubatch.n_tokens);
+        return false;
+    }
+
+    ctx_near = std::make_unique<llama_kv_cache_context>(
+            kv->get_near(), llama_kv_cache::slot_info_vec_t { std::move(sinfo) }, std::vector<llama_ubatch> { ubatch });
+
+    return ctx_near->apply();
+}
+
+//
+// updates
+//
+
+// carries out what is pending: copies between streams and shifts in all parts, and then the windows of the near part
+class self_extend_update_context : public llama_memory_context_i {
+public:
+    self_extend_update_context(
+            llama_kv_cache_self_extend * kv, llama_context * lctx, bool restore,
+            llama_memory_context_ptr ctx_mem, llama_memory_context_ptr ctx_near) :
+        kv(kv), lctx(lctx), restore(restore), ctx_mem(std::move(ctx_mem)), ctx_near(std::move(ctx_near)) {}
+
+    bool next() override {
+        return false;
+    }
+
+    bool apply() override {
+        bool res = true;
+
+        for (const auto & ctx : { ctx_mem.get(), ctx_near.get() }) {
+            if (ctx->get_status() == LLAMA_MEMORY_STATUS_SUCCESS) {
+                res = ctx->apply() && res;
+            }
+        }
+
+        return res && (!restore || kv->restore_near(lctx));
+    }
+
+    llama_memory_status get_status() const override {
+        return restore ? LLAMA_MEMORY_STATUS_SUCCESS : llama_memory_status_combine(ctx_mem->get_status(), ctx_near->get_status());
+    }
+
+    const llama_ubatch & get_ubatch() const override {
+        GGML_ABORT("an update has no ubatch");
+    }
+
+private:
+    llama_kv_cache_self_extend * const kv;
+    llama_context              * const lctx;
+
+    const bool restore;
+
+    const llama_memory_context_ptr ctx_mem;
+    const llama_memory_context_ptr ctx_near;
+};
 
 llama_memory_context_ptr llama_kv_cache_self_extend::init_update(llama_context * lctx, bool optimize) {
-    return std::make_unique<llama_kv_cache_self_extend_context>(this, lctx, optimize);
+    bool restore = false;
+
+    for (llama_seq_id s = 0; need_check && can_turn() && s < n_seq() && !restore; ++s) {
+        restore = !near_missing(s, std::numeric_limits<llama_pos>::max()).empty();
+    }
+
+    return std::make_unique<self_extend_update_context>(
+            this, lctx, restore, mem->init_update(lctx, optimize), kv_near->init_update(lctx, optimize));
 }
 
-bool llama_kv_cache_self_extend::get_can_shift() const {
-    return false;
+//
+// state
+//
+
+// the largest number of cells of a stream that a state of a sequence, -1 for all, holds
+static uint32_t n_cells_of(const llama_kv_cache & kv, llama_seq_id seq_id, uint32_t n_swa, llama_swa_type swa_type) {
+    uint32_t res = 0;
+
+    for (uint32_t s = 0; s < kv.get_n_stream(); ++s) {
+        const auto & cells = kv.get_cells(s);
+
+        uint32_t n = 0;
+        for (uint32_t i = 0; i < cells.size(); ++i) {
+            n += !cells.is_empty(i) && (seq_id == -1 || (cells.seq_has(i, seq_id) &&
+                    !llama_hparams::is_masked_swa(n_swa, swa_type, cells.pos_get(i), cells.seq_pos_max(seq_id))));
+        }
+        res = std::max(res, n);
+    }
+
+    return res;
 }
 
-// a state holds the keys in both frames, so it can only be read with the same pair
-static constexpr uint32_t SELF_EXTEND_STATE_MAGIC   = 0x45584553; // "SEXE"
-static constexpr uint32_t SELF_EXTEND_STATE_VERSION = 1;
+// how many cells there are for a state of a sequence, -1 for all, when what it takes the place of is gone
+static uint32_t n_room_for(const llama_kv_cache & kv, llama_seq_id seq_id) {
+    if (seq_id == -1) {
+        return kv.get_size();
+    }
+
+    const auto & cells = kv.get_cells(seq_id);
+    const auto & keys  = cells.seq_pos_get(seq_id);
+
+    const auto own = std::count_if(keys.begin(), keys.end(), [&](const auto & key) { return cells.seq_count(key.second) == 1; });
+
+    return cells.size() - cells.get_used() + own;
+}
+
+std::vector<llama_kv_cache *> llama_kv_cache_self_extend::get_parts() const {
+    return { kv_far, kv_iswa ? kv_iswa->get_swa() : nullptr, kv_near.get() };
+}
+
+llama_self_extend_state llama_kv_cache_self_extend::get_state(llama_seq_id seq_id) const {
+    llama_self_extend_hash hash;
+
+    if (fingerprint == 0) {
+        fingerprint = llama_self_extend_fingerprint(model);
+    }
+
+    hash.update(&fingerprint, sizeof(fingerprint));
+    for (uint32_t il : layer_ids) {
+        if (const auto * rope = get_rope(il)) {
+            hash.update(rope->op_params,  sizeof(rope->op_params));
+            hash.update(&rope->magnitude, sizeof(rope->magnitude));
+            hash.update(std::string(rope->factors ? rope->factors->name : ""));
+        }
+    }
+
+    llama_self_extend_state res;
+
+    res.ga_n     = config.map.ga_n;
+    res.ga_w     = config.map.ga_w;
+    res.model    = hash.value();
+    res.type_k   = kv_far->type_k();
+    res.type_v   = kv_far->type_v();
+    res.v_trans  = v_trans;
+    res.n_stream = kv_far->get_n_stream();
+    res.n_parts  = kv_iswa ? 3 : 2;
+
+    const auto parts = get_parts();
+    for (size_t i = 0; i < parts.size(); ++i) {
+        const bool is_swa = kv_iswa && parts[i] == kv_iswa->get_swa();
+
+        res.n_cells[i] = parts[i] ?
+            n_cells_of(*parts[i], seq_id, model.hparams.n_swa, is_swa ? model.hparams.swa_type : LLAMA_SWA_TYPE_NONE) : 0;
+    }
+
+    return res;
+}
 
 void llama_kv_cache_self_extend::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    const uint32_t header[] = { SELF_EXTEND_STATE_MAGIC, SELF_EXTEND_STATE_VERSION, config.map.ga_n, config.map.ga_w };
+    auto state = get_state(seq_id);
+    auto parts = get_parts();
 
-    io.write(header, sizeof(header));
+    // only what a window of their own makes the layers forget
+    if (kv_iswa && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
+        parts = { nullptr, parts[1], nullptr };
+    }
 
-    kv_far ->state_write(io, seq_id, flags);
-    kv_near->state_write(io, seq_id, flags);
+    const bool on_device = flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
+
+    for (size_t i = 0; i < parts.size() && !on_device; ++i) {
+        llama_self_extend_io_count count;
+        if (parts[i]) {
+            parts[i]->state_write(count, seq_id, flags);
+        }
+        state.n_bytes[i] = count.n_bytes();
+    }
+    state.hash = state.compute_hash();
+
+    io.write(&state, sizeof(state));
+
+    llama_self_extend_io_hash hashed(io);
+
+    for (auto * part : parts) {
+        if (part) {
+            part->state_write(on_device ? io : hashed, seq_id, flags);
+        }
+    }
+
+    if (!on_device) {
+        const uint64_t hash = hashed.value();
+        io.write(&hash, sizeof(hash));
+    }
+}
+
+// what was saved has to be what this cache can hold. throws a sentence that says what is not
+static void check_state(const llama_self_extend_state & state, const llama_self_extend_state & own) {
+    if (state.magic != own.magic) {
+        llama_self_extend_refuse("the state was not saved with SelfExtend");
+    }
+    if (state.version != own.version) {
+        llama_self_extend_refuse("the state has version %u of the format, this library reads version %u", state.version, own.version);
+    }
+    if (state.hash != state.compute_hash()) {
+        llama_self_extend_refuse("the state is damaged: its header is not the one that was saved");
+    }
+    if (state.model != own.model) {
+        llama_self_extend_refuse("the state was saved with another model, or with other RoPE settings");
+    }
+    if (state.ga_n != own.ga_n || state.ga_w != own.ga_w) {
+        llama_self_extend_refuse("the state was saved with ga_n = %u and ga_w = %u, this context has ga_n = %u and ga_w = %u",
+                state.ga_n, state.ga_w, own.ga_n, own.ga_w);
+    }
+    if (state.type_k != own.type_k || state.type_v != own.type_v || state.v_trans != own.v_trans) {
+        llama_self_extend_refuse("the state was saved with a %s/%s cache%s, this context has a %s/%s cache%s",
+                ggml_type_name(ggml_type(state.type_k)), ggml_type_name(ggml_type(state.type_v)), state.v_trans ? " without flash attention" : "",
+                ggml_type_name(ggml_type(own.type_k)),   ggml_type_name(ggml_type(own.type_v)),   own.v_trans   ? " without flash attention" : "");
+    }
+    if (state.n_stream != own.n_stream || state.n_parts != own.n_parts) {
+        llama_self_extend_refuse("the state was saved with %u streams of sequences, this context has %u (n_seq_max, kv_unified)",
+                state.n_stream, own.n_stream);
+    }
 }
 
 void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    uint32_t header[4];
+    llama_self_extend_state state;
 
-    io.read(header, sizeof(header));
+    llama_self_extend_state_read(io, &state, sizeof(state));
+    check_state(state, get_state(seq_id));
 
-    if (header[0] != SELF_EXTEND_STATE_MAGIC || header[1] != SELF_EXTEND_STATE_VERSION) {
-        throw std::runtime_error("the state was not saved with SelfExtend");
+    auto parts = get_parts();
+
+    const bool partial   = kv_iswa && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+    const bool on_device = flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
+
+    if (partial) {
+        parts = { nullptr, parts[1], nullptr };
     }
-    if (header[2] != config.map.ga_n || header[3] != config.map.ga_w) {
-        throw std::runtime_error("the state was saved with another ga_n or ga_w");
+
+    std::optional<llama_self_extend_io_parts> checked;
+    if (!on_device) {
+        checked.emplace(io, state);
     }
 
-    // a part without cells leaves what the sequence had before
-    if (seq_id != -1) {
-        kv_far ->seq_rm(seq_id, -1, -1);
-        kv_near->seq_rm(seq_id, -1, -1);
+    // the near part makes room by itself, and can be made from the far part
+    for (size_t i = 0; i + 1 < parts.size(); ++i) {
+        const uint32_t n_room = parts[i] ? n_room_for(*parts[i], seq_id) : state.n_cells[i];
 
-        for (llama_seq_id s = 0; s < n_seq(); ++s) {
+        if (state.n_cells[i] > n_room) {
+            llama_self_extend_refuse("the state has %u tokens, this context has room for %u", state.n_cells[i], n_room);
+        }
+    }
+
+    // from here on the old content is lost
+    for (auto * part : parts) {
+        if (part && seq_id != -1) {
+            part->seq_rm(seq_id, -1, -1); // a state without cells would leave them
+        }
+    }
+    if (!partial) {
+        for (llama_seq_id s = 0; s < n_seq() && seq_id != -1; ++s) {
             near_make_room(s, kv_near->get_size());
+        }
+        if (state.n_cells[2] > n_room_for(*kv_near, seq_id)) {
+            if (!can_turn()) {
+                llama_self_extend_refuse("the state has %u tokens in its near part, this context has room for %u",
+                        state.n_cells[2], n_room_for(*kv_near, seq_id));
+            }
+            if (seq_id == -1) {
+                kv_near->clear(false);
+            }
+            parts[2] = nullptr;
         }
     }
 
     need_check = true;
 
     try {
-        kv_far ->state_read(io, seq_id, flags);
-        kv_near->state_read(io, seq_id, flags);
+        for (auto * part : parts) {
+            if (part) {
+                part->state_read(on_device ? io : *checked, seq_id, flags);
+            }
+        }
     } catch (...) {
-        kv_far ->state_clear(seq_id);
-        kv_near->state_clear(seq_id);
+        for (auto * part : parts) {
+            if (part) {
+                part->state_clear(seq_id);
+            }
+        }
         throw;
     }
 }
 
+//
+// what is in force
+//
+
 llama_kv_cache * llama_kv_cache_self_extend::get_far() const {
-    return kv_far.get();
+    return kv_far;
 }
 
 llama_kv_cache * llama_kv_cache_self_extend::get_near() const {
@@ -306,17 +748,16 @@ const llama_self_extend_map & llama_kv_cache_self_extend::get_map() const {
     return config.map;
 }
 
-static uint64_t n_bytes(const llama_kv_cache & kv) {
+static uint64_t n_bytes(const llama_memory_i & mem) {
     uint64_t res = 0;
-    for (const auto & [_, size] : kv.memory_breakdown()) {
+    for (const auto & [_, size] : mem.memory_breakdown()) {
         res += size;
     }
     return res;
 }
 
 llama_self_extend_info llama_kv_cache_self_extend::get_info() const {
-    const auto layer_ids = kv_far->get_layer_ids();
-    const auto n_fused   = std::count_if(layer_ids.begin(), layer_ids.end(), [&](uint32_t il) { return is_fused(il); });
+    const auto n_fused = std::count_if(layer_ids.begin(), layer_ids.end(), [&](uint32_t il) { return is_fused(il); });
 
     return {
         /*.ga_n             =*/ config.map.ga_n,
@@ -328,94 +769,4 @@ llama_self_extend_info llama_kv_cache_self_extend::get_info() const {
         /*.n_bytes_far      =*/ n_bytes(*kv_far),
         /*.n_bytes_near     =*/ n_bytes(*kv_near),
     };
-}
-
-//
-// llama_kv_cache_self_extend_context
-//
-
-llama_kv_cache_self_extend_context::llama_kv_cache_self_extend_context(llama_memory_status status) : status(status) {}
-
-llama_kv_cache_self_extend_context::llama_kv_cache_self_extend_context(
-        llama_kv_cache_self_extend * kv) :
-    kv(kv),
-    ctx_far (kv->get_far ()->init_full()),
-    ctx_near(kv->get_near()->init_full()),
-    status(llama_memory_status_combine(ctx_far->get_status(), ctx_near->get_status())) {
-}
-
-llama_kv_cache_self_extend_context::llama_kv_cache_self_extend_context(
-        llama_kv_cache_self_extend * kv,
-        llama_context * lctx,
-        bool optimize) :
-    kv(kv),
-    ctx_far (kv->get_far ()->init_update(lctx, optimize)),
-    ctx_near(kv->get_near()->init_update(lctx, optimize)),
-    status(llama_memory_status_combine(ctx_far->get_status(), ctx_near->get_status())) {
-}
-
-llama_kv_cache_self_extend_context::llama_kv_cache_self_extend_context(
-        llama_kv_cache_self_extend * kv,
-        slot_info_vec_t sinfos_far,
-        std::vector<llama_ubatch> ubatches) :
-    kv(kv),
-    ubatches(std::move(ubatches)),
-    ctx_far(new llama_kv_cache_context(kv->get_far(), std::move(sinfos_far), this->ubatches)),
-    status(ctx_far->get_status()) {
-}
-
-llama_kv_cache_self_extend_context::~llama_kv_cache_self_extend_context() = default;
-
-bool llama_kv_cache_self_extend_context::next() {
-    assert(status == LLAMA_MEMORY_STATUS_SUCCESS);
-
-    ctx_far->next();
-
-    return ++i_next < ubatches.size();
-}
-
-bool llama_kv_cache_self_extend_context::apply() {
-    assert(!llama_memory_status_is_fail(status));
-
-    // ubatches -> this is not a KV cache update
-    if (!ubatches.empty()) {
-        const auto & ubatch = ubatches[i_next];
-
-        auto sinfo = kv->find_near(ubatch);
-        if (sinfo.empty()) {
-            LLAMA_LOG_ERROR("%s: the near part has no room for a ubatch of %u tokens: more sequences than n_seq_max?\n", __func__, ubatch.n_tokens);
-            return false;
-        }
-
-        ctx_near = std::make_unique<llama_kv_cache_context>(kv->get_near(), slot_info_vec_t { std::move(sinfo) }, std::vector<llama_ubatch> { ubatch });
-    }
-
-    bool res = true;
-
-    res = res & ctx_far ->apply();
-    res = res & ctx_near->apply();
-
-    return res;
-}
-
-llama_memory_status llama_kv_cache_self_extend_context::get_status() const {
-    return status;
-}
-
-const llama_ubatch & llama_kv_cache_self_extend_context::get_ubatch() const {
-    assert(status == LLAMA_MEMORY_STATUS_SUCCESS);
-
-    return ubatches[i_next];
-}
-
-const llama_kv_cache_self_extend * llama_kv_cache_self_extend_context::get_kv() const {
-    return kv;
-}
-
-const llama_kv_cache_context * llama_kv_cache_self_extend_context::get_far() const {
-    return static_cast<const llama_kv_cache_context *>(ctx_far.get());
-}
-
-const llama_kv_cache_context * llama_kv_cache_self_extend_context::get_near() const {
-    return static_cast<const llama_kv_cache_context *>(ctx_near.get());
 }

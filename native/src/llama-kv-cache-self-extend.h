@@ -1,28 +1,34 @@
 #pragma once
 
 #include "llama-self-extend-impl.h"
+#include "llama-self-extend-rope.h"
+#include "llama-self-extend-state.h"
 
 #include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 //
 // llama_kv_cache_self_extend
 //
 
-// utilizes two instances of llama_kv_cache, both for all layers of the model:
-//   - far  holds all keys of the context, rotated at their grouped positions
-//   - near holds the keys of the neighbour window, rotated at their own positions; it forgets what leaves the window
-// both are written when a batch is evaluated, and no key is rotated again after that
+// The cache that llama.cpp made for the model, and beside it a second llama_kv_cache for the layers that are extended:
+//   - far  (llama.cpp's own) holds all keys of the context, rotated at their grouped positions
+//   - near (ours) holds the keys of the neighbour window, rotated at their own positions; it forgets what leaves the window
+// Both are written when a batch is evaluated. What near has forgotten and needs again is made from far.
+// With llama_kv_cache_iswa, far is its part for the layers without a window of their own; the others are left alone.
 
 class llama_kv_cache_self_extend : public llama_memory_i {
 public:
+    // mem: a llama_kv_cache or a llama_kv_cache_iswa
     llama_kv_cache_self_extend(
                           const llama_model & model,
                         const llama_cparams & cparams,
              const llama_self_extend_config & config,
-            std::unique_ptr<llama_kv_cache>   kv_far);
+                           llama_memory_ptr   mem);
 
     ~llama_kv_cache_self_extend() = default;
 
@@ -39,19 +45,21 @@ public:
 
     llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
 
-    // moving positions would have to move keys between groups, which is not implemented
+    // false for models whose cached keys cannot be turned to another position without loss
     bool get_can_shift() const override;
 
     void clear(bool data) override;
 
-    // returns false, and removes nothing, if the keys that come into the window again are no longer in the near part.
-    // where a copy or a state leaves the near part without them, batches are refused until that sequence is removed
+    // Returns false, and removes nothing, if keys that the next token would need again are lost:
+    // never for a model whose keys can be turned and that has no layers with a window of their own
     bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id)                                                          override;
 
-    // refused: an error is logged and nothing changes
+    // if it cannot be done an error is logged and nothing changes
     void seq_add (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, llama_pos shift) override;
+
+    // refused: an error is logged and nothing changes
     void seq_div (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, int d) override;
 
     llama_pos seq_pos_min(llama_seq_id seq_id) const override;
@@ -75,88 +83,100 @@ public:
 
     llama_self_extend_info get_info() const;
 
+    // is the layer one of those whose attention is extended?
+    bool is_extended(int32_t il) const;
+
     // is the attention of a layer computed by the fused kernel?
     bool is_fused(int32_t il) const;
+
+    // The RoPE of the keys of a layer, kept when a graph is built. nullptr: its keys cannot be turned
+    const llama_self_extend_rope * get_rope(int32_t il) const;
+    void set_rope(int32_t il, const ggml_tensor * k_cur);
 
     // Cells of the near part for a ubatch that is not stored yet. Forgets what has left the window if they are needed.
     // returns an empty slot_info if there are not enough
     llama_kv_cache::slot_info find_near(const llama_ubatch & ubatch);
 
+    // Make the keys and values that the windows lack from the far part.
+    // returns false if that fails; batches are refused as long as a window lacks some
+    bool restore_near(llama_context * lctx);
+
 private:
+    const llama_model & model;
+
     const llama_self_extend_config config;
 
-    std::unique_ptr<llama_kv_cache> kv_far;
+    const llama_memory_ptr mem;
+
+    llama_kv_cache_iswa * const kv_iswa; // mem, if it is one
+    llama_kv_cache      * const kv_far;  // of mem
+
     std::unique_ptr<llama_kv_cache> kv_near;
+
+    std::vector<uint32_t> layer_ids; // of the layers that are extended
+
+    bool v_trans; // are the values stored transposed?
+
+    mutable uint64_t fingerprint = 0; // of the model, computed when a state is written or read
+
+    std::vector<std::optional<llama_self_extend_rope>> ropes; // [n_layer]
 
     // has something happened since the last batch after which the near part may lack keys of a window?
     bool need_check = false;
 
     llama_seq_id n_seq() const;
 
+    // do all layers have keys that can be turned?
+    bool can_turn() const;
+
     // Free up to n cells of the near part, from what a sequence no longer has in its window, oldest first and no more than
-    // needed: what stays allows to go back without evaluating anything again.
+    // needed: what stays allows to go back without making anything again.
     void near_make_room(llama_seq_id seq_id, uint32_t n);
 
-    // does the near part hold the window of a token that follows the far positions below p1?
-    bool near_has_window(llama_seq_id seq_id, llama_pos p1) const;
+    // a (position, cell) of the far part
+    using far_key = std::pair<llama_pos, uint32_t>;
+
+    // what the near part lacks of the window of a token that follows the far positions below p1
+    std::vector<far_key> near_missing(llama_seq_id seq_id, llama_pos p1) const;
+
+    // does a part for layers with a window of their own hold that of a token at p1?
+    bool swa_has_window(llama_seq_id seq_id, llama_pos p1) const;
+
+    // far, the layers with a window of their own (nullptr if there are none), near
+    std::vector<llama_kv_cache *> get_parts() const;
+
+    // the header of a state of a sequence, -1 for all, without its sizes
+    llama_self_extend_state get_state(llama_seq_id seq_id) const;
+
+    // the checks of a batch before anything is stored
+    bool check_batch(const llama_batch & batch) const;
+    bool check_windows();
 };
 
-class llama_kv_cache_self_extend_context : public llama_memory_context_i {
+//
+// memory contexts
+//
+
+// What the contexts of this cache have in common, whichever of llama.cpp's they extend.
+class llama_self_extend_mctx {
 public:
-    using slot_info_vec_t = llama_kv_cache::slot_info_vec_t;
+    virtual ~llama_self_extend_mctx() = default;
 
-    // used for errors
-    llama_kv_cache_self_extend_context(llama_memory_status status);
+    llama_kv_cache_self_extend * get_kv() const;
 
-    // used to create a full-cache context
-    llama_kv_cache_self_extend_context(
-            llama_kv_cache_self_extend * kv);
+    virtual const llama_kv_cache_context * get_far () const = 0;
+            const llama_kv_cache_context * get_near() const;
 
-    // used to create an update context
-    llama_kv_cache_self_extend_context(
-            llama_kv_cache_self_extend * kv,
-            llama_context * lctx,
-            bool optimize);
+protected:
+    // near: for a full-cache context
+    llama_self_extend_mctx(llama_kv_cache_self_extend * kv, llama_memory_context_ptr ctx_near = nullptr);
 
-    // used to create a batch processing context from a batch
-    // the cells of the near part are found when each ubatch is applied: what a later one has to push out of the window
-    // is still needed by an earlier one
-    llama_kv_cache_self_extend_context(
-            llama_kv_cache_self_extend * kv,
-            slot_info_vec_t sinfos_far,
-            std::vector<llama_ubatch> ubatches);
-
-    virtual ~llama_kv_cache_self_extend_context();
-
-    //
-    // llama_memory_context_i
-    //
-
-    bool next()  override;
-    bool apply() override;
-
-    llama_memory_status  get_status() const override;
-    const llama_ubatch & get_ubatch() const override;
-
-    //
-    // llama_kv_cache_self_extend_context specific API
-    //
-
-    const llama_kv_cache_self_extend * get_kv() const;
-
-    const llama_kv_cache_context * get_far () const;
-    const llama_kv_cache_context * get_near() const;
+    // The cells of the near part are found when each ubatch is applied: what a later one has to push out of the window is
+    // still needed by an earlier one.
+    bool apply_near(const llama_ubatch & ubatch);
 
 private:
-    llama_kv_cache_self_extend * kv = nullptr;
+    llama_kv_cache_self_extend * const kv;
 
-    // the index of the next ubatch to process
-    size_t i_next = 0;
-
-    std::vector<llama_ubatch> ubatches;
-
-    const llama_memory_context_ptr ctx_far;
-          llama_memory_context_ptr ctx_near; // of the current ubatch
-
-    const llama_memory_status status;
+    llama_memory_context_ptr ctx_near; // of the current ubatch
 };

@@ -8,13 +8,17 @@
 #include <cstdint>
 #include <memory>
 
+struct ggml_cgraph;
+struct llama_context;
 struct llama_cparams;
-struct llama_hparams;
 struct llama_memory_i;
 struct llama_model;
 
+class llama_kv_cache;
+class llm_graph_result;
+
 //
-// what the patched llama.cpp calls when it creates a context
+// what the patched llama.cpp calls
 //
 
 // the parameters of a context, checked against its model
@@ -37,11 +41,17 @@ struct llama_self_extend_scope {
 };
 
 // Takes over the memory that llama_model::create_memory() made.
-// Returns it as it is for a plain context. Throws if it is not a plain KV cache.
+// Returns it as it is for a plain context. Throws if it is not a KV cache, or its keys are not rotated.
 llama_memory_i * llama_self_extend_init_memory(llama_memory_i * mem, const llama_model & model, const llama_cparams & cparams);
 
 // How many nodes SelfExtend adds to a compute graph at the most, 0 for a plain context.
 uint32_t llama_self_extend_n_nodes(const llama_memory_i * mem);
+
+// The graph that carries out pending shifts of one part of our cache, nullptr if kv is none of ours.
+ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm_graph_result * res, llama_context * lctx);
+
+// Carry out what is pending before a state is written: it holds no pending copies or shifts. Nothing for a plain context.
+void llama_self_extend_update(llama_context & lctx);
 
 // Keep the reason for llama_self_extend_last_error(), then throw it.
 [[noreturn]]

@@ -5,7 +5,6 @@
 
 #include "llama-arch.h"
 #include "llama-context.h"
-#include "llama-kv-cache.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -117,7 +116,7 @@ llama_self_extend_scope::~llama_self_extend_scope() {
     self_extend_active.reset();
 }
 
-// the memory has to be the plain KV cache, and the model one that rotates all of its keys
+// the memory has to be a KV cache, with or without a part for sliding windows, and the model one that rotates its keys
 static void check_memory(const llama_memory_i * mem, const llama_model & model) {
     const auto   & hparams = model.hparams;
     const char   * arch    = llm_arch_name(model.arch);
@@ -131,17 +130,11 @@ static void check_memory(const llama_memory_i * mem, const llama_model & model) 
     if (hparams.is_mla()) {
         llama_self_extend_refuse("architecture '%s' is not supported yet: it uses multi-head latent attention (MLA)", arch);
     }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
-        llama_self_extend_refuse("architecture '%s' is not supported yet: it has sliding-window layers", arch);
-    }
     if (hparams.use_alibi) {
         llama_self_extend_refuse("architecture '%s' is not supported: it encodes positions with ALiBi, not with RoPE", arch);
     }
     if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
         llama_self_extend_refuse("architecture '%s' is not supported: it does not use RoPE", arch);
-    }
-    if (hparams.n_pos_per_embd() > 1) {
-        llama_self_extend_refuse("architecture '%s' is not supported yet: it has several positions per token (M-RoPE)", arch);
     }
     if (model.arch == LLM_ARCH_GROK) {
         llama_self_extend_refuse("architecture '%s' is not supported yet: it scales its attention scores in its own way", arch);
@@ -152,8 +145,8 @@ static void check_memory(const llama_memory_i * mem, const llama_model & model) 
     if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         llama_self_extend_refuse("split mode 'tensor' is not supported yet");
     }
-    if (mem == nullptr || typeid(*mem) != typeid(llama_kv_cache)) {
-        llama_self_extend_refuse("architecture '%s' is not supported yet: it does not use the plain KV cache", arch);
+    if (mem == nullptr || (typeid(*mem) != typeid(llama_kv_cache) && typeid(*mem) != typeid(llama_kv_cache_iswa))) {
+        llama_self_extend_refuse("architecture '%s' is not supported yet: it does not use one of the plain KV caches", arch);
     }
 }
 
@@ -166,9 +159,13 @@ llama_memory_i * llama_self_extend_init_memory(llama_memory_i * mem, const llama
 
     check_memory(mem, model);
 
-    std::unique_ptr<llama_kv_cache> kv_far(static_cast<llama_kv_cache *>(owned.release()));
+    return new llama_kv_cache_self_extend(model, cparams, *self_extend_active, std::move(owned));
+}
 
-    return new llama_kv_cache_self_extend(model, cparams, *self_extend_active, std::move(kv_far));
+void llama_self_extend_update(llama_context & lctx) {
+    if (dynamic_cast<llama_kv_cache_self_extend *>(lctx.get_memory())) {
+        lctx.memory_update(false);
+    }
 }
 
 uint32_t llama_self_extend_n_nodes(const llama_memory_i * mem) {

@@ -1,0 +1,112 @@
+#include "llama-self-extend-rope.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <iterator>
+#include <vector>
+
+// a node like cur on other sources
+static ggml_tensor * dup_node(ggml_context * ctx, const ggml_tensor * cur, ggml_tensor * src0) {
+    ggml_tensor * res = ggml_dup_tensor(ctx, cur);
+
+    res->op = cur->op;
+    std::copy(std::begin(cur->op_params), std::end(cur->op_params), res->op_params);
+    std::copy(std::begin(cur->src),       std::end(cur->src),       res->src);
+
+    res->src[0] = src0;
+
+    return res;
+}
+
+ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) {
+    if (cur->view_src) {
+        return nullptr; // computed in place: the input is gone
+    }
+
+    switch (cur->op) {
+        case GGML_OP_ROPE:
+            {
+                ggml_tensor * res = dup_node(ctx, cur, cur->src[0]);
+                res->src[1] = pos;
+                return res;
+            }
+        // what models do to Q and K after RoPE
+        case GGML_OP_SCALE:
+        case GGML_OP_MUL:
+        case GGML_OP_NORM:
+        case GGML_OP_RMS_NORM:
+            {
+                ggml_tensor * src0 = llama_self_extend_rope_at(ctx, cur->src[0], pos);
+                return src0 ? dup_node(ctx, cur, src0) : nullptr;
+            }
+        default:
+            return nullptr;
+    }
+}
+
+// places in the op_params of GGML_OP_ROPE
+enum {
+    ROPE_FREQ_SCALE  = 6,
+    ROPE_EXT_FACTOR  = 7,
+    ROPE_ATTN_FACTOR = 8,
+};
+
+static float get_f32(const int32_t * op_params, int i) {
+    float res;
+    memcpy(&res, op_params + i, sizeof(res));
+    return res;
+}
+
+bool llama_self_extend_rope_find(const ggml_tensor * cur, llama_self_extend_rope & rope) {
+    // a rotation changes neither a factor nor the length of a vector
+    while (cur && (cur->op == GGML_OP_SCALE || cur->op == GGML_OP_RMS_NORM)) {
+        cur = cur->src[0];
+    }
+
+    if (!cur || cur->op != GGML_OP_ROPE) {
+        return false;
+    }
+
+    std::copy(std::begin(cur->op_params), std::end(cur->op_params), rope.op_params);
+    rope.factors = cur->src[2];
+
+    // ref: rope_yarn() of ggml
+    const float yarn = get_f32(rope.op_params, ROPE_EXT_FACTOR) != 0.0f ?
+        1.0f + 0.1f*std::log(1.0f/get_f32(rope.op_params, ROPE_FREQ_SCALE)) : 1.0f;
+
+    rope.magnitude = get_f32(rope.op_params, ROPE_ATTN_FACTOR)*yarn;
+
+    // the key that is turned further has the magnitude already
+    const float attn_factor = 1.0f/yarn;
+    memcpy(rope.op_params + ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
+
+    return true;
+}
+
+ggml_tensor * llama_self_extend_rope_turn(ggml_context * ctx, ggml_tensor * k, ggml_tensor * delta, const llama_self_extend_rope & rope) {
+    GGML_ASSERT(k->type == GGML_TYPE_F32 && ggml_is_contiguous(k));
+
+    ggml_tensor * res = ggml_dup_tensor(ctx, k);
+
+    res->op     = GGML_OP_ROPE;
+    res->src[0] = k;
+    res->src[1] = delta;
+    res->src[2] = rope.factors;
+    std::copy(std::begin(rope.op_params), std::end(rope.op_params), res->op_params);
+
+    return res;
+}
+
+void llama_self_extend_rope_set_pos(ggml_tensor * dst, const int32_t * pos, int64_t n_tokens) {
+    const int64_t n_pos = dst->ne[0]/n_tokens;
+
+    std::vector<int32_t> data(dst->ne[0], 0);
+    for (int64_t d = 0; d < std::min<int64_t>(n_pos, 3); ++d) {
+        std::copy(pos, pos + n_tokens, data.begin() + d*n_tokens);
+    }
+
+    ggml_backend_tensor_set(dst, data.data(), 0, ggml_nbytes(dst));
+}
