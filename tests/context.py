@@ -1,0 +1,153 @@
+"""A llama_context with SelfExtend, through the low-level bindings: what a server would do with its sequences."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from reference import Array
+
+from pyselfextend import _native
+
+CTX_PARAMS = (
+    "n_ctx",
+    "n_batch",
+    "n_ubatch",
+    "n_seq_max",
+    "kv_unified",
+    "type_k",
+    "type_v",
+    "flash_attn_type",
+    "swa_full",
+)
+
+
+@contextmanager
+def open_model(path: Path) -> Iterator[Any]:
+    """A loaded model. llama.cpp's log is kept to ourselves meanwhile: refusals are part of the tests."""
+    _native.load()
+    import llama_cpp
+    from llama_cpp._logger import llama_log_callback
+
+    @llama_cpp.llama_log_callback
+    def drop(level: int, text: bytes, data: int) -> None: ...
+
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_log_set(drop, ctypes.c_void_p(0))
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    assert model, path
+    yield model
+    llama_cpp.llama_model_free(model)
+    llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
+
+
+class Context:
+    """A context of a model; tokens are (token, position, sequence).
+
+    ga_n = 1 is a plain one. attn: 0 auto, 1 fused, 2 composed. Further parameters are those of llama_context_params.
+    """
+
+    def __init__(self, model: Any, ga_n: int, ga_w: int, *, attn: int = 0, n_threads: int = 1, **params: Any) -> None:
+        self.library = _native.load()
+        import llama_cpp
+
+        self.api = llama_cpp
+        given = llama_cpp.llama_context_default_params()
+        defaults = {"n_ctx": 1024 * params.get("n_seq_max", 1), "n_batch": 1024, "n_ubatch": 64}
+        for name, value in {**defaults, **params}.items():
+            assert name in CTX_PARAMS, name
+            setattr(given, name, value)
+        given.n_threads = given.n_threads_batch = n_threads
+        assert self.library.set_next(ga_n, ga_w, ["auto", "fused", "composed"][attn]), self.library.last_error()
+        self.ctx = llama_cpp.llama_init_from_model(model, given)
+        assert self.ctx, self.library.last_error()
+        self.memory = llama_cpp.llama_get_memory(self.ctx)
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.api.llama_free(self.ctx)
+
+    def decode(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[int, Array]:
+        """Status, and logits [n_tokens, n_vocab], of one batch."""
+        batch = self.api.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, (token, pos, seq) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, pos, 1, True
+            batch.seq_id[i][0] = seq
+        status = self.api.llama_decode(self.ctx, batch)
+        self.api.llama_batch_free(batch)
+        rows = [self.api.llama_get_logits_ith(self.ctx, i) for i in range(len(tokens) if status == 0 else 0)]
+        return status, np.array([np.ctypeslib.as_array(row, shape=(self.n_vocab,)).copy() for row in rows])
+
+    def logits(self, tokens: Sequence[int], pos: int = 0, seq: int = 0) -> Array:
+        """Logits [n_tokens, n_vocab] of tokens of one sequence, the first of them at pos."""
+        status, logits = self.decode([(int(token), pos + i, seq) for i, token in enumerate(tokens)])
+        assert status == 0, status
+        return logits
+
+    def pos_min(self, seq: int = 0) -> int:
+        return int(self.api.llama_memory_seq_pos_min(self.memory, seq))
+
+    def pos_max(self, seq: int = 0) -> int:
+        return int(self.api.llama_memory_seq_pos_max(self.memory, seq))
+
+    def remove(self, seq: int, p0: int, p1: int = -1) -> bool:
+        return bool(self.api.llama_memory_seq_rm(self.memory, seq, p0, p1))
+
+    def copy(self, source: int, target: int, p1: int = -1) -> None:
+        self.api.llama_memory_seq_cp(self.memory, source, target, -1, p1)
+
+    def keep(self, seq: int) -> None:
+        self.api.llama_memory_seq_keep(self.memory, seq)
+
+    def can_shift(self) -> bool:
+        return bool(self.api.llama_memory_can_shift(self.memory))
+
+    def shift(self, seq: int, p0: int, p1: int, delta: int) -> None:
+        self.api.llama_memory_seq_add(self.memory, seq, p0, p1, delta)
+
+    def n_evaluated(self) -> int:
+        """Tokens that the model has evaluated."""
+        perf = self.api.llama_perf_context(self.ctx)
+        return int(perf.n_p_eval + perf.n_eval)
+
+    def save(self, seq: int | None = None) -> bytes:
+        """State of a sequence, or of the whole context."""
+        if seq is None:
+            data = (ctypes.c_uint8 * self.api.llama_state_get_size(self.ctx))()
+            size = self.api.llama_state_get_data(self.ctx, data, len(data))
+        else:
+            data = (ctypes.c_uint8 * self.api.llama_state_seq_get_size(self.ctx, seq))()
+            size = self.api.llama_state_seq_get_data(self.ctx, data, len(data), seq)
+        assert size == len(data) > 0
+        return bytes(data)
+
+    def load(self, data: bytes, seq: int | None = None) -> bool:
+        """Whether it was accepted."""
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        if seq is None:
+            return bool(self.api.llama_state_set_data(self.ctx, buffer, len(data)) == len(data))
+        return bool(self.api.llama_state_seq_set_data(self.ctx, buffer, len(data), seq) == len(data))
+
+    def save_file(self, path: Path, tokens: Sequence[int], seq: int | None = None) -> None:
+        ids = (ctypes.c_int32 * len(tokens))(*tokens)
+        if seq is None:
+            assert self.api.llama_state_save_file(self.ctx, str(path).encode(), ids, len(tokens))
+        else:
+            assert self.api.llama_state_seq_save_file(self.ctx, str(path).encode(), seq, ids, len(tokens)) > 0
+
+    def load_file(self, path: Path, seq: int | None = None) -> list[int] | None:
+        """The tokens that were saved with it, None if it was refused."""
+        ids, n = (ctypes.c_int32 * 4096)(), ctypes.c_size_t()
+        if seq is None:
+            done = self.api.llama_state_load_file(self.ctx, str(path).encode(), ids, len(ids), ctypes.byref(n))
+        else:
+            done = self.api.llama_state_seq_load_file(self.ctx, str(path).encode(), seq, ids, len(ids), ctypes.byref(n))
+        return list(ids[: n.value]) if done else None
