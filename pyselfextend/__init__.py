@@ -17,6 +17,8 @@ from .errors import (
     NotAnIntegerError,
     SelfExtendError,
     SettingError,
+    ShiftError,
+    StateError,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ __all__ = [
     "SelfExtendError",
     "SelfExtendInfo",
     "SettingError",
+    "ShiftError",
+    "StateError",
     "__version__",
 ]
 

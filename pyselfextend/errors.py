@@ -6,6 +6,8 @@
     ├── SettingError(ValueError)          a setting that is not allowed, by itself or with this model
     │   └── NotAnIntegerError(TypeError)  a setting that is not an integer
     ├── ContextFullError(ValueError)      tokens that do not fit into the context
+    ├── StateError(RuntimeError)          a saved state that is not one of this instance, or not whole
+    ├── ShiftError(RuntimeError)          a context that cannot be shifted
     ├── NativeLibraryError(ImportError)   the native library is missing, not of this build, or not the one in use
     └── DemoError(RuntimeError)           the demo cannot run: no model, or a model that cannot be loaded
 
@@ -21,6 +23,8 @@ __all__ = [
     "NotAnIntegerError",
     "SelfExtendError",
     "SettingError",
+    "ShiftError",
+    "StateError",
 ]
 
 
@@ -41,6 +45,17 @@ class NotAnIntegerError(SettingError, TypeError):
 
 class ContextFullError(SelfExtendError, ValueError):
     """Tokens do not fit into what is left of the context. Nothing was evaluated; the instance stays usable."""
+
+
+class StateError(SelfExtendError, RuntimeError):
+    """A saved state is of another model, another setting or another kind of cache, is damaged, or does not fit.
+
+    The message says which. The instance keeps what it had.
+    """
+
+
+class ShiftError(SelfExtendError, RuntimeError):
+    """The model's keys cannot be moved to other positions without loss. Nothing was changed."""
 
 
 class NativeLibraryError(SelfExtendError, ImportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import os
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from .config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo, integer
-from .errors import ContextFullError, SelfExtendError, SettingError
+from .errors import ContextFullError, SelfExtendError, SettingError, ShiftError, StateError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,29 +156,68 @@ class Llama(llama_cpp.Llama):
     def _evaluate_again(self) -> None:
         """Fill the cache anew with the tokens so far: it cannot be cut at ``n_tokens``.
 
-        The near part forgets keys that have left the window, so a deep roll-back may need some that are gone. llama_cpp
-        ignores the refusal, and would go on with both the old tokens and the new ones in the cache.
+        So it is where keys that would come into a window again are lost: those of layers with a sliding window of their
+        own (``swa_full=False``), and of models that normalize keys after RoPE. llama_cpp ignores the refusal, and would
+        go on with both the old tokens and the new ones in the cache.
         """
         tokens = self.input_ids[: self.n_tokens].tolist()
         self.n_tokens = 0
         super().eval(tokens)  # which removes what the cache holds from position 0 on
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """Go back to what ``save_state`` returned.
+        """Go back to what ``save_state`` returned, in this instance or in one like it.
 
         Raises:
-            RuntimeError: llama.cpp refuses the state, for example because it was saved with another ``ga_n`` or
-                ``ga_w``. With ``ga_n`` above 1 the instance is empty then, and usable.
+            StateError: a ``RuntimeError``: the state is of another model, of another ``ga_n`` or ``ga_w``, of another
+                type of cache, truncated or damaged, or it has more tokens than fit. The message says which, and the
+                instance keeps what it had.
         """
         if self._config.is_plain:
             super().load_state(state)
             return
-        input_ids, seed = self.input_ids, self._seed
-        try:
-            super().load_state(state)
-        except BaseException:
-            self.n_tokens, self.input_ids, self._seed = 0, input_ids, seed
-            raise
+        data = (ctypes.c_uint8 * len(state.llama_state)).from_buffer_copy(state.llama_state)
+        _library.set_next(1)  # forgets an earlier reason; plain is the default
+        if llama_cpp.llama_state_set_data(self._ctx.ctx, data, len(data)) != state.llama_state_size:
+            reason = _library.last_error() or "it is not a state of this model's architecture, or it is damaged"
+            raise StateError(f"the state cannot be loaded: {reason}")
+
+        # llama_cpp would replace arrays by those of the instance that saved the state, or write into them beforehand
+        n_tokens, n_rows = state.n_tokens, min(state.n_tokens, len(state.scores), len(self.scores))
+        self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
+        self.scores[:n_rows] = state.scores[:n_rows]
+        self.n_tokens = n_tokens
+        self._seed = state.seed
+        self._requires_eval = True
+
+    def context_shift(self, n_keep: int, n_discard: int) -> None:
+        """Make room in a full context: forget tokens and move those behind them to their places.
+
+        Keys and values stay what they were, so the model still knows something of what was discarded. With SelfExtend
+        each far key goes to the group of its new position. Works for the plain model as well.
+
+        Args:
+            n_keep: how many tokens at the beginning stay where they are.
+            n_discard: how many tokens behind them are forgotten.
+
+        Raises:
+            SettingError: there are not that many tokens.
+            ShiftError: the model's keys cannot be moved to other positions without loss.
+        """
+        n_keep = integer("n_keep", n_keep, 0, self.n_tokens)
+        n_discard = integer("n_discard", n_discard, 0, self.n_tokens - n_keep)
+        memory = llama_cpp.llama_get_memory(self._ctx.ctx)
+        if not llama_cpp.llama_memory_can_shift(memory):
+            raise ShiftError(
+                "the context of this model cannot be shifted: its keys cannot be moved to other positions without loss"
+            )
+        n_tokens, p1 = self.n_tokens, n_keep + n_discard
+        self._ctx.kv_cache_seq_rm(0, n_tokens, -1)  # what is left of a longer text
+        self._ctx.kv_cache_seq_rm(0, n_keep, p1)
+        self._ctx.kv_cache_seq_shift(0, p1, n_tokens, -n_discard)
+        self.input_ids[n_keep : n_tokens - n_discard] = self.input_ids[p1:n_tokens].copy()
+        if self._logits_all:
+            self.scores[n_keep : n_tokens - n_discard] = self.scores[p1:n_tokens].copy()
+        self.n_tokens = n_tokens - n_discard
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = llama_cpp.Llama.__getstate__(self)

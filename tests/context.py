@@ -14,16 +14,9 @@ from reference import Array
 from pyselfextend import _native
 
 CTX_PARAMS = (
-    "n_ctx",
-    "n_batch",
-    "n_ubatch",
-    "n_seq_max",
-    "kv_unified",
-    "type_k",
-    "type_v",
-    "flash_attn_type",
-    "swa_full",
-)
+    "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "kv_unified", "type_k", "type_v", "flash_attn_type", "swa_full",
+    "rope_freq_base", "offload_kqv", "embeddings", "pooling_type",
+)  # fmt: skip
 
 
 @contextmanager
@@ -31,18 +24,32 @@ def open_model(path: Path) -> Iterator[Any]:
     """A loaded model. llama.cpp's log is kept to ourselves meanwhile: refusals are part of the tests."""
     _native.load()
     import llama_cpp
-    from llama_cpp._logger import llama_log_callback
-
-    @llama_cpp.llama_log_callback
-    def drop(level: int, text: bytes, data: int) -> None: ...
 
     llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(drop, ctypes.c_void_p(0))
+    _log(False)
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     assert model, path
     yield model
     llama_cpp.llama_model_free(model)
-    llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
+    _log(True)
+
+
+_n_silent = 0
+
+
+def _log(on: bool) -> None:
+    """llama_cpp's log, off as long as any model is open."""
+    global _n_silent
+    import llama_cpp
+    from llama_cpp._logger import llama_log_callback
+
+    _n_silent += -1 if on else 1
+    callback = ctypes.cast(_drop, llama_cpp.llama_log_callback) if _n_silent else llama_log_callback
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _drop(level: int, text: bytes, data: int) -> None: ...
 
 
 class Context:
@@ -133,8 +140,10 @@ class Context:
         """Whether it was accepted."""
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         if seq is None:
-            return bool(self.api.llama_state_set_data(self.ctx, buffer, len(data)) == len(data))
-        return bool(self.api.llama_state_seq_set_data(self.ctx, buffer, len(data), seq) == len(data))
+            n_read = self.api.llama_state_set_data(self.ctx, buffer, len(data))
+        else:
+            n_read = self.api.llama_state_seq_set_data(self.ctx, buffer, len(data), seq)
+        return bool(n_read == len(data) > 0)
 
     def save_file(self, path: Path, tokens: Sequence[int], seq: int | None = None) -> None:
         ids = (ctypes.c_int32 * len(tokens))(*tokens)

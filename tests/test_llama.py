@@ -28,7 +28,6 @@ from pyselfextend import (
 )
 
 import llama_cpp  # isort: skip  # after pyselfextend
-from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # isort: skip
 
 N_CTX_TRAIN = 512  # of the tiny models
 PAIRS = [(2, 0), (4, 64), (3, 100), (5, 1)]
@@ -175,11 +174,6 @@ def test_unsupported_architectures_are_refused_by_name(tmp_path: Path, arch: str
         Llama(model, n_ctx=64, ga_n=2, ga_w=8, verbose=False)
     with Llama(model, n_ctx=64, verbose=False) as llm:  # the plain model works
         assert llm.self_extend.ga_n == 1
-
-
-def test_several_positions_per_token_are_refused(tiny_models: dict[str, Path]) -> None:
-    with pytest.raises(SettingError, match=r"'qwen2vl' is not supported yet.*M-RoPE"):
-        Llama(str(tiny_models["qwen2vl"]), ga_n=2, verbose=False)
 
 
 @pytest.mark.parametrize(("way", "n_fused"), [("auto", 2), ("fused", 2), ("composed", 0)])
@@ -443,43 +437,3 @@ def test_chat(open_tiny: Open) -> None:
         answers.append("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in stream))
     assert answer["object"] == "chat.completion"
     assert len(set(answers)) == 1
-
-
-def test_speculative_decoding_changes_nothing(open_tiny: Open) -> None:
-    """Rejected drafts are roll-backs."""
-    tokens = some_tokens(40) * 20
-    kwargs = {"ga_n": 4, "ga_w": 64, "n_ctx": 1024}
-    draft = open_tiny(draft_model=LlamaPromptLookupDecoding(num_pred_tokens=6), **kwargs)
-    assert complete(draft, tokens, 40) == complete(open_tiny(**kwargs), tokens, 40)
-
-
-# -- saved state
-
-
-def test_saved_state(open_tiny: Open) -> None:
-    tokens, others = some_tokens(800), some_tokens(100, seed=1)
-    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1024)
-    llm.eval(tokens)
-    state = llm.save_state()
-    llm.eval(others)
-    expected = last_logits(llm)
-
-    for target in (llm, open_tiny(ga_n=4, ga_w=64, n_ctx=1024)):
-        target.load_state(state)
-        assert target.n_tokens == 800
-        target.eval(others)
-        assert np.allclose(last_logits(target), expected, rtol=0, atol=0.02)
-
-
-@pytest.mark.parametrize("other", [{"ga_n": 3, "ga_w": 64}, {"ga_n": 4, "ga_w": 65}, {"ga_n": 1}])
-def test_state_of_another_setting_is_refused(open_tiny: Open, other: dict[str, int]) -> None:
-    saved = open_tiny(n_ctx=1024, **other)
-    saved.eval(some_tokens(300))
-    state = saved.save_state()
-
-    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1024)
-    expected = complete(llm, some_tokens(700))
-    with pytest.raises(RuntimeError):
-        llm.load_state(state)
-    assert llm.n_tokens == 0
-    assert complete(llm, some_tokens(700)) == expected
