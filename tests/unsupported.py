@@ -73,7 +73,7 @@ LAYERS: dict[str, list[Shapes]] = {
 
 #: Words of the message that say why.
 REASONS = {
-    "gemma3": "sliding-window",
+    "gemma3": "all of its layers have a window of their own",
     "gpt2": "does not use RoPE",
     "bloom": "ALiBi",
     "mamba": "recurrent",
