@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +20,64 @@ from reference import Array
 N_TEXT = 700
 GA_N = 4
 
-# F16 cache, 64-token batches against one, keys that were turned back from the far part: rounding. Wrong keys in a
-# window differ by 1 and more.
-BOUND = 0.02
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a window, three texts with their logits, and how far the F16 cache of the tests may be from those."""
+
+    model: Any
+    ga_w: int
+    texts: list[tuple[list[int], Array]]  # tokens, logits [N_TEXT, n_vocab]
+    bound: float
+    has_windows: (
+        bool  # layers with a window of their own forget, copied, saved or when room is short: they are llama.cpp's
+    )
+
+    def check(self, logits: Array, exact: Array) -> None:
+        assert np.abs(logits - exact).max() < self.bound
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Any]:
-    with open_model(tiny_model) as model:
-        yield model
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("llama", 0), ("llama", 1), ("llama", 64), ("llama", 100), ("gemma3", 64), ("gemma2", 100), ("smollm3", 64),
+    ],
+    ids=lambda param: f"{param[0]}-{param[1]}",
+)  # fmt: skip
+def case(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Iterator[Case]:
+    """Each text is evaluated in one batch in a context of its own, with an F32 cache. What an F16 cache does to that is
+    the engine's own rounding; a key that was turned back from the far part is rounded once more. Wrong keys in a window
+    make a hundred times more.
+    """
+    name, ga_w = request.param
+    with open_model(tiny_models[name]) as model:
+        texts, rounding = [], 0.0
+        for seed in range(3):
+            tokens = np.random.default_rng(seed).integers(3, 200, N_TEXT).tolist()
+            exact, rounded = (solo(model, ga_w, tokens, cache) for cache in (0, 1))
+            texts.append((tokens, exact))
+            rounding = max(rounding, float(np.abs(rounded - exact).max()))
+        assert rounding < 0.2  # logits have a standard deviation of 1 to 3
+        yield Case(model, ga_w, texts, 2.5 * rounding, name.startswith("gemma"))
 
 
-@pytest.fixture(scope="module", params=[0, 1, 64, 100])
-def ga_w(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-Texts = list[tuple[list[int], Array]]
-
-
-@pytest.fixture(scope="module")
-def texts(model: Any, ga_w: int) -> Texts:
-    """Three texts and their logits, each evaluated in one batch in a context of its own."""
-    result = []
-    for seed in range(3):
-        tokens = np.random.default_rng(seed).integers(3, 200, N_TEXT).tolist()
-        with Context(model, GA_N, ga_w, n_ubatch=512) as ctx:
-            result.append((tokens, ctx.logits(tokens)))
-    return result
-
-
-def check(logits: Array, exact: Array) -> None:
-    assert np.abs(logits - exact).max() < BOUND
+def solo(model: Any, ga_w: int, tokens: list[int], cache: int) -> Array:
+    with Context(model, GA_N, ga_w, n_ubatch=512, type_k=cache, type_v=cache, flash_attn_type=0) as ctx:
+        return ctx.logits(tokens)
 
 
 @pytest.mark.parametrize("attn", [1, 2])
 @pytest.mark.parametrize("flash", [0, 1])
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_edits(model: Any, ga_w: int, texts: Texts, unified: bool, seed: int, flash: int, attn: int) -> None:
-    rng = random.Random(seed)
+def test_random_edits(case: Case, unified: bool, seed: int, flash: int, attn: int) -> None:
+    texts, rng = case.texts, random.Random(seed)
     n_seq = 3
     held: dict[int, tuple[int, int]] = {}  # sequence -> (text, length)
     done: dict[str, int] = {}
 
     options: dict[str, Any] = {"n_seq_max": n_seq, "kv_unified": unified, "flash_attn_type": flash, "attn": attn}
-    with Context(model, GA_N, ga_w, **options) as ctx:
+    with Context(case.model, GA_N, case.ga_w, **options) as ctx:
 
         def grow(sequences: Sequence[int], n: int) -> None:
             batch, exact = [], []
@@ -78,7 +91,7 @@ def test_random_edits(model: Any, ga_w: int, texts: Texts, unified: bool, seed: 
             if batch:
                 status, logits = ctx.decode(batch)
                 assert status == 0
-                assert np.abs(logits - np.array(exact)).max() < BOUND, (sequences, held)
+                assert np.abs(logits - np.array(exact)).max() < case.bound, (sequences, held)
 
         for _ in range(40):
             seq, other = rng.randrange(n_seq), rng.randrange(n_seq)
@@ -92,15 +105,18 @@ def test_random_edits(model: Any, ga_w: int, texts: Texts, unified: bool, seed: 
             elif what == "cut" and held.get(seq, (0, 0))[1] > 1:
                 text, length = held[seq]
                 keep = max(1, length - rng.choice([1, 3, 20, 70, 150, 400, 700]))
-                assert ctx.remove(seq, keep)
-                held[seq] = (text, keep)
+                removed = ctx.remove(seq, keep)
+                assert removed or case.has_windows
+                held[seq] = (text, keep if removed else length)
             elif what == "remove":
                 assert ctx.remove(seq, -1)
                 held.pop(seq, None)
             elif what == "copy" and seq in held and other not in held:
                 text, length = held[seq]
-                part = rng.randrange(1, length + 1) if unified else length  # llama.cpp copies between streams only all
-                ctx.copy(seq, other, part if unified else -1)
+                # llama.cpp copies between streams only all, and of layers with windows only what they hold
+                is_part = unified and not case.has_windows
+                part = rng.randrange(1, length + 1) if is_part else length
+                ctx.copy(seq, other, part if is_part else -1)
                 held[other] = (text, part)
             elif what == "keep" and seq in held and unified:  # with a stream each llama.cpp keeps the other streams
                 ctx.keep(seq)
@@ -113,67 +129,68 @@ def test_random_edits(model: Any, ga_w: int, texts: Texts, unified: bool, seed: 
             done[what] = done.get(what, 0) + 1
             for s in range(n_seq):
                 length = held.get(s, (0, 0))[1]
-                assert (ctx.pos_min(s), ctx.pos_max(s)) == (0 if length else -1, length - 1), (what, held)
+                assert ctx.pos_max(s) == length - 1, (what, held)
+                assert ctx.pos_min(s) == min(0, length - 1) or case.has_windows, (what, held)
     assert done["grow"] > 5
     assert done.get("cut", 0) > 1
 
 
-def test_a_batch_is_cut_after_a_rollback(model: Any, texts: Texts, ga_w: int) -> None:
+def test_a_batch_is_cut_after_a_rollback(case: Case) -> None:
     """A later ubatch pushes keys out of the window that an earlier one of the same batch still needs."""
-    tokens, exact = texts[0]
+    tokens, exact = case.texts[0]
     for length, keep in [(276, 106), (300, 120), (500, 350)]:
-        with Context(model, GA_N, ga_w) as ctx:
+        with Context(case.model, GA_N, case.ga_w) as ctx:
             ctx.logits(tokens[:length])
             assert ctx.remove(0, keep)
-            check(ctx.logits(tokens[keep : keep + 200], keep), exact[keep : keep + 200])
+            case.check(ctx.logits(tokens[keep : keep + 200], keep), exact[keep : keep + 200])
 
 
 @pytest.mark.parametrize("attn", [1, 2])
 @pytest.mark.parametrize("flash", [0, 1])
-def test_a_rollback_of_any_depth(model: Any, texts: Texts, ga_w: int, flash: int, attn: int) -> None:
+def test_a_rollback_of_any_depth(case: Case, flash: int, attn: int) -> None:
     """Back to any position, the first included: nothing is reported lost, and nothing is evaluated but what is new."""
-    tokens, exact = texts[0]
-    with Context(model, GA_N, ga_w, flash_attn_type=flash, attn=attn, n_ubatch=32) as ctx:
+    tokens, exact = case.texts[0]
+    with Context(case.model, GA_N, case.ga_w, flash_attn_type=flash, attn=attn, n_ubatch=32) as ctx:
         ctx.logits(tokens)
         for keep in (690, 600, 599, 350, 351, 170, 100, 65, 64, 17, 2, 1):
             before = ctx.n_evaluated()
             assert ctx.remove(0, keep)
             assert (ctx.pos_min(), ctx.pos_max()) == (0, keep - 1)
             n = min(80, N_TEXT - keep)
-            check(ctx.logits(tokens[keep : keep + n], keep), exact[keep : keep + n])
+            case.check(ctx.logits(tokens[keep : keep + n], keep), exact[keep : keep + n])
             assert ctx.n_evaluated() - before == n
         assert ctx.remove(0, 0)
-        check(ctx.logits(tokens[:80]), exact[:80])
+        case.check(ctx.logits(tokens[:80]), exact[:80])
 
 
-def test_a_rollback_in_many_sequences_at_once(model: Any, texts: Texts, ga_w: int) -> None:
+def test_a_rollback_in_many_sequences_at_once(case: Case) -> None:
     for unified in (True, False):
-        with Context(model, GA_N, ga_w, n_seq_max=3, kv_unified=unified) as ctx:
-            for seq, (tokens, _) in enumerate(texts):
+        with Context(case.model, GA_N, case.ga_w, n_seq_max=3, kv_unified=unified) as ctx:
+            for seq, (tokens, _) in enumerate(case.texts):
                 ctx.logits(tokens, seq=seq)
             assert ctx.remove(-1, 150)
-            status, logits = ctx.decode([(tokens[150], 150, seq) for seq, (tokens, _) in enumerate(texts)])
+            status, logits = ctx.decode([(tokens[150], 150, seq) for seq, (tokens, _) in enumerate(case.texts)])
             assert status == 0
-            check(logits, np.array([exact[150] for _, exact in texts]))
+            case.check(logits, np.array([exact[150] for _, exact in case.texts]))
 
 
-def test_a_prefix_is_shared(model: Any, texts: Texts, ga_w: int) -> None:
+def test_a_prefix_is_shared(case: Case) -> None:
     """One prompt, several answers: the prompt is evaluated once, and each answer stands alone."""
-    tokens, exact = texts[0]
-    with Context(model, GA_N, ga_w, n_seq_max=4, kv_unified=True) as ctx:
+    tokens, exact = case.texts[0]
+    with Context(case.model, GA_N, case.ga_w, n_seq_max=4, kv_unified=True) as ctx:
         ctx.logits(tokens[:500])
         for seq, length in [(1, 500), (2, 330), (3, 20)]:
             ctx.copy(0, seq, length)
         before = ctx.n_evaluated()
         for seq, length in [(1, 500), (2, 330), (3, 20)]:
-            check(ctx.logits(tokens[length : length + 90], length, seq), exact[length : length + 90])
-        check(ctx.logits(tokens[500:], 500), exact[500:])
+            case.check(ctx.logits(tokens[length : length + 90], length, seq), exact[length : length + 90])
+        case.check(ctx.logits(tokens[500:], 500), exact[500:])
         assert ctx.n_evaluated() - before == 3 * 90 + 200
 
 
-def test_a_position_beyond_the_reach_is_refused(model: Any, ga_w: int) -> None:
+def test_a_position_beyond_the_reach_is_refused(case: Case) -> None:
     """Several sequences may share a buffer that is longer than the reach; none of them may be."""
-    reach = 512 * GA_N - ga_w * GA_N + ga_w // GA_N * GA_N
-    with Context(model, GA_N, ga_w, n_seq_max=3, kv_unified=True) as ctx:
+    reach = 512 * GA_N - case.ga_w * GA_N + case.ga_w // GA_N * GA_N
+    with Context(case.model, GA_N, case.ga_w, n_seq_max=3, kv_unified=True) as ctx:
         assert ctx.decode([(5, reach - 1, 0)])[0] == 0
         assert ctx.decode([(5, reach, 0)])[0] == 1

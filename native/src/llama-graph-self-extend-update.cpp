@@ -139,6 +139,10 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
     ggml_set_input(inp->dst);
 
     for (uint32_t il : kv.get_layer_ids()) {
+        if (kv_se->get_rope(il)->none) {
+            continue;
+        }
+
         ggml_tensor * k = kv.get_k_storage(il);
 
         k = ggml_reshape_2d(ctx, k, k->ne[0], k->ne[1]*k->ne[2]);

@@ -22,8 +22,10 @@ void llm_graph_input_self_extend::build_frames(
                 llm_arch_name(gctx.arch), il);
     }
 
-    ggml_tensor * q_far = llama_self_extend_rope_at(ctx0, q_cur, pos_q);
-    ggml_tensor * k_far = llama_self_extend_rope_at(ctx0, k_cur, pos_k);
+    const bool none = llama_self_extend_rope_none(q_cur) && llama_self_extend_rope_none(k_cur);
+
+    ggml_tensor * q_far = none ? q_cur : llama_self_extend_rope_at(ctx0, q_cur, pos_q);
+    ggml_tensor * k_far = none ? k_cur : llama_self_extend_rope_at(ctx0, k_cur, pos_k);
 
     if (!q_far || !k_far) {
         llama_self_extend_refuse("architecture '%s' is not supported yet: layer %d does not attend with the result of RoPE",

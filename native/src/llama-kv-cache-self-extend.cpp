@@ -80,6 +80,13 @@ void llama_kv_cache_self_extend::set_rope(int32_t il, const ggml_tensor * k_cur)
     if (llama_self_extend_rope_find(k_cur, rope)) {
         ropes[il] = rope;
     }
+
+    const auto is_none = [&](uint32_t i) { return ropes[i] && ropes[i]->none; };
+
+    if (il == int32_t(layer_ids.back()) && std::all_of(layer_ids.begin(), layer_ids.end(), is_none)) {
+        llama_self_extend_refuse("architecture '%s' is not supported: its layers without a window of their own do not use RoPE",
+                llm_arch_name(model.arch));
+    }
 }
 
 bool llama_kv_cache_self_extend::can_turn() const {

@@ -60,7 +60,39 @@ static float get_f32(const int32_t * op_params, int i) {
     return res;
 }
 
+bool llama_self_extend_rope_none(const ggml_tensor * cur) {
+    while (cur) {
+        switch (cur->op) {
+            case GGML_OP_MUL_MAT:
+                return cur->src[0]->op == GGML_OP_NONE; // a weight: this is the projection
+            case GGML_OP_ADD:
+            case GGML_OP_CONT:
+            case GGML_OP_MUL:
+            case GGML_OP_NORM:
+            case GGML_OP_PERMUTE:
+            case GGML_OP_RESHAPE:
+            case GGML_OP_RMS_NORM:
+            case GGML_OP_SCALE:
+            case GGML_OP_VIEW:
+                cur = cur->src[0];
+                break;
+            default:
+                return false;
+        }
+    }
+
+    return false;
+}
+
 bool llama_self_extend_rope_find(const ggml_tensor * cur, llama_self_extend_rope & rope) {
+    rope = {};
+
+    if (llama_self_extend_rope_none(cur)) {
+        rope.none      = true;
+        rope.magnitude = 1.0f;
+        return true;
+    }
+
     // a rotation changes neither a factor nor the length of a vector
     while (cur && (cur->op == GGML_OP_SCALE || cur->op == GGML_OP_RMS_NORM)) {
         cur = cur->src[0];
@@ -88,6 +120,10 @@ bool llama_self_extend_rope_find(const ggml_tensor * cur, llama_self_extend_rope
 
 ggml_tensor * llama_self_extend_rope_turn(ggml_context * ctx, ggml_tensor * k, ggml_tensor * delta, const llama_self_extend_rope & rope) {
     GGML_ASSERT(k->type == GGML_TYPE_F32 && ggml_is_contiguous(k));
+
+    if (rope.none) {
+        return k;
+    }
 
     ggml_tensor * res = ggml_dup_tensor(ctx, k);
 

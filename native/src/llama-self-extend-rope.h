@@ -10,6 +10,8 @@
 
 // The RoPE of the keys of a layer: enough to turn a cached key further.
 struct llama_self_extend_rope {
+    bool none; // the layer does not use RoPE: its keys are the same at all positions
+
     int32_t       op_params[GGML_MAX_OP_PARAMS/sizeof(int32_t)]; // of the node, with the magnitude taken out
     ggml_tensor * factors; // frequency factors or nullptr
 
@@ -21,7 +23,10 @@ struct llama_self_extend_rope {
 // once more would round twice, and be wrong where a norm with weights follows RoPE.
 ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos);
 
-// The RoPE that made cur. Returns false if there is none, or if what the model does after it does not commute with a rotation.
+// Is cur made of a projection without RoPE? false if it cannot be told.
+bool llama_self_extend_rope_none(const ggml_tensor * cur);
+
+// The RoPE that made cur. Returns false if it cannot be told, or if what the model does after it does not commute with a rotation.
 bool llama_self_extend_rope_find(const ggml_tensor * cur, llama_self_extend_rope & rope);
 
 // Turn k [n_embd_head, n_head_kv, n_tokens], F32, further by delta positions, I32 [n_tokens] (4 times as many with M-RoPE).

@@ -69,4 +69,4 @@ CONF
     knows_layer_settings "$dir/usr/include" || fail "libvulkan-dev of $suite has no VK_EXT_layer_settings"
 fi
 
-echo "-DVulkan_INCLUDE_DIR:PATH=$dir/usr/include"
+echo "-DVulkan_INCLUDE_DIR=$(cd "$dir" && pwd)/usr/include"
