@@ -81,16 +81,16 @@ class Context:
     def __exit__(self, *_: object) -> None:
         self.api.llama_free(self.ctx)
 
-    def decode(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[int, Array]:
-        """Status, and logits [n_tokens, n_vocab], of one batch."""
+    def decode(self, tokens: Sequence[tuple[int, int, int]], *, logits: bool = True) -> tuple[int, Array]:
+        """Status, and logits [n_tokens, n_vocab] if they are wanted, of one batch."""
         batch = self.api.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, (token, pos, seq) in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, pos, 1, True
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, pos, 1, logits
             batch.seq_id[i][0] = seq
         status = self.api.llama_decode(self.ctx, batch)
         self.api.llama_batch_free(batch)
-        rows = [self.api.llama_get_logits_ith(self.ctx, i) for i in range(len(tokens) if status == 0 else 0)]
+        rows = [self.api.llama_get_logits_ith(self.ctx, i) for i in range(len(tokens) if logits and status == 0 else 0)]
         return status, np.array([np.ctypeslib.as_array(row, shape=(self.n_vocab,)).copy() for row in rows])
 
     def logits(self, tokens: Sequence[int], pos: int = 0, seq: int = 0) -> Array:

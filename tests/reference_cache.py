@@ -17,9 +17,9 @@ from reference_archs import Layer
 class CachedReference(Reference):
     """One sequence of a model with SelfExtend; ga_n = 1 is the plain model."""
 
-    def __init__(self, path: str | Path, ga_n: int, ga_w: int) -> None:
+    def __init__(self, path: str | Path, ga_n: int, ga_w: int, n_ctx: int = 1024) -> None:
         super().__init__(path)
-        self.ga_n, self.ga_w = ga_n, ga_w
+        self.ga_n, self.ga_w, self.n_ctx = ga_n, ga_w, n_ctx
         self.pos = np.zeros(0, dtype=np.int64)
         self._kv: dict[str, tuple[Array, Array]] = {}  # by layer: [n_head_kv, n_cached, head_size] each
 
@@ -27,7 +27,7 @@ class CachedReference(Reference):
         """Append tokens behind the last position. Returns their logits, [n_tokens, n_vocab]."""
         first = self.pos.max() + 1 if len(self.pos) else 0
         self.pos = np.concatenate([self.pos, np.arange(first, first + len(tokens))])
-        return self.logits(tokens, self.ga_n, self.ga_w)
+        return self.logits(tokens, self.ga_n, self.ga_w, n_ctx=self.n_ctx)
 
     def remove(self, p0: int, p1: int) -> None:
         """Forget the tokens at positions p0 .. p1 - 1."""

@@ -7,7 +7,31 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+
+//
+// devices
+//
+
+// the device that a part of the cache lies on, nullptr for the CPU
+static ggml_backend_dev_t device_of(const ggml_tensor * view) {
+    const auto buft = ggml_backend_buffer_get_type(view->view_src->buffer);
+
+    return buft == ggml_backend_cpu_buffer_type() ? nullptr : ggml_backend_buft_get_device(buft);
+}
+
+static bool is_supported(ggml_backend_dev_t dev, const ggml_tensor * node) {
+    return !dev || ggml_backend_dev_supports_op(dev, node);
+}
+
+// can rows of the cache be read where it lies? otherwise the scheduler would have to move all of it
+static bool can_read_rows(ggml_context * ctx, ggml_tensor * view, ggml_tensor * idxs) {
+    ggml_tensor * rows = view->nb[1] > view->nb[2] ?
+        ggml_view_2d(ctx, view->view_src, 1, ggml_nelements(view->view_src), ggml_element_size(view->view_src), 0) : view->view_src;
+
+    return is_supported(device_of(view), ggml_get_rows(ctx, ggml_reshape_2d(ctx, rows, rows->ne[0], ggml_nrows(rows)), idxs));
+}
 
 //
 // frames
@@ -22,6 +46,8 @@ void llm_graph_input_self_extend::build_frames(
                 llm_arch_name(gctx.arch), il);
     }
 
+    const auto * far = mctx->get_far();
+
     const bool none = llama_self_extend_rope_none(q_cur) && llama_self_extend_rope_none(k_cur);
 
     ggml_tensor * q_far = none ? q_cur : llama_self_extend_rope_at(ctx0, q_cur, pos_q);
@@ -32,7 +58,9 @@ void llm_graph_input_self_extend::build_frames(
                 llm_arch_name(gctx.arch), il);
     }
 
-    mctx->get_kv()->set_rope(il, k_cur);
+    if (can_read_rows(ctx0, far->get_k(ctx0, il), pos_k) && can_read_rows(ctx0, far->get_v(ctx0, il), pos_k)) {
+        mctx->get_kv()->set_rope(il, k_cur);
+    }
 
     ggml_tensor * k_near = k_cur;
 
@@ -109,16 +137,16 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
 }
 
 // V as [n_kv, n_embd_head_v, n_head_kv, n_stream]
-static ggml_tensor * v_transposed(ggml_context * ctx, ggml_tensor * v) {
+static ggml_tensor * v_transposed(ggml_context * ctx, ggml_tensor * v, const std::function<ggml_tensor * (ggml_tensor *)> & check) {
     const bool v_trans = v->nb[1] > v->nb[2];
 
     if (ggml_is_quantized(v->type)) {
-        v = ggml_cast(ctx, v, GGML_TYPE_F32);
+        v = check(ggml_cast(ctx, v, GGML_TYPE_F32));
     }
 
     v = ggml_permute(ctx, v, 0, 2, 1, 3);
 
-    return v_trans ? v : ggml_cont(ctx, ggml_transpose(ctx, v));
+    return v_trans ? v : check(ggml_cont(ctx, ggml_transpose(ctx, v)));
 }
 
 ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
@@ -132,6 +160,16 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
 
     const int64_t n_stream = k_far->ne[3];
 
+    // all of it runs where the cache lies, or not at all: the scheduler would move the cache to the CPU without a word
+    const auto check = [&](ggml_tensor * node) {
+        if (!is_supported(device_of(k_far), node)) {
+            llama_self_extend_refuse("device '%s' cannot compute the attention of layer %d: it does not support %s of %s; "
+                    "use another type of cache, or keep the cache in CPU memory (offload_kqv)",
+                    ggml_backend_dev_name(device_of(k_far)), il, ggml_op_name(node->op), ggml_type_name(node->src[0]->type));
+        }
+        return node;
+    };
+
     // [n_kv, n_tokens, n_head, n_stream]
     const auto scores = [&](ggml_tensor * k, ggml_tensor * q) {
         q = ggml_view_4d(ctx0, q, q->ne[0], q->ne[1], q->ne[2]/n_stream, n_stream, q->nb[1], q->nb[2], q->nb[2]*(q->ne[2]/n_stream), 0);
@@ -139,7 +177,7 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
         ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
         ggml_prec_set_acc(kq, GGML_PREC_F32);
 
-        return kq;
+        return check(kq);
     };
 
     ggml_tensor * kq_far  = scores(k_far,                 q);
@@ -147,7 +185,7 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
 
     const int64_t n_far = kq_far->ne[0];
 
-    ggml_tensor * kq = ggml_concat(ctx0, kq_far, kq_near, 0);
+    ggml_tensor * kq = check(ggml_concat(ctx0, kq_far, kq_near, 0));
 
     if (hparams.attn_soft_cap) {
         kq = ggml_scale(ctx0, kq, 1.0f/hparams.f_attn_logit_softcapping);
@@ -157,11 +195,14 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
 
     kq = ggml_soft_max_ext(ctx0, kq, mask, kq_scale, 0.0f);
     ggml_soft_max_add_sinks(kq, sinks);
+    gctx.cb(check(kq), "kq_self_extend", il);
 
     const auto weighted = [&](ggml_tensor * v, int64_t i0, int64_t n_kv) {
         ggml_tensor * p = ggml_view_4d(ctx0, kq, n_kv, kq->ne[1], kq->ne[2], kq->ne[3], kq->nb[1], kq->nb[2], kq->nb[3], i0*kq->nb[0]);
 
-        return ggml_mul_mat(ctx0, v_transposed(ctx0, v), p);
+        v = v_transposed(ctx0, v, check);
+
+        return check(ggml_mul_mat(ctx0, v, p));
     };
 
     ggml_tensor * kqv = ggml_add(ctx0,
