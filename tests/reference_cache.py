@@ -47,11 +47,7 @@ class CachedReference(Reference):
 
         pos_k, pos_q = self.pos, self.pos[-len(x) :]
         distance = pos_q[:, None] - pos_k[None, :]
-        scores = self._products(self._rotate(q, pos_q, layer), self._rotate(k, pos_k, layer))
-        if ga_n > 1 and not layer.window:
-            frame_q, frame_k = self.far_frames(pos_q, ga_n, ga_w)[0], self.far_frames(pos_k, ga_n, ga_w)[1]
-            far = self._products(self._rotate(q, frame_q, layer), self._rotate(k, frame_k, layer))
-            scores = np.where(distance < ga_w, scores, far)
+        scores = self._scores_frames(layer, q, k, pos_q, pos_k, 1 if layer.window else ga_n, ga_w)
         scores *= self.kq_scale
         if self.kq_soft_cap:
             scores = self.kq_soft_cap * np.tanh(scores / self.kq_soft_cap)

@@ -50,6 +50,7 @@ class Job:
     offload_kqv: bool = True  # the cache lies where its layer does
     calls: str = ""  # tokens per call: "32" 32 each, "600,1" first 600 and then one by one, "" as many as n_batch
     threads: int = 2
+    trace: bool = False  # report where the nodes of our attention and of the cache were computed
 
 
 class Result(NamedTuple):
@@ -87,11 +88,12 @@ def evaluate(lib: str | Path, model: str | Path, tokens: Any, job: Job) -> Resul
 
 
 def evaluate_all(
-    lib: str | Path, model: str | Path, tokens: Any, jobs: Sequence[Job], rpc: str = "", n_gpu_layers: int = 99
+    lib: str | Path, model: str | Path, tokens: Any, jobs: Sequence[Job], rpc: str = "", n_gpu_layers: int | None = None
 ) -> list[Result]:
     """The same for several jobs: one process, one model, a context for each.
 
-    With an RPC server's HOST:PORT, n_gpu_layers of the model lie on its device.
+    n_gpu_layers of the model lie on the device of the RPC server at HOST:PORT, by default all, or without a server on a
+    device of the library's own, by default none.
 
     Raises RuntimeError with the end of what the process wrote if it does not succeed.
     """
@@ -99,7 +101,8 @@ def evaluate_all(
         given, todo = Path(folder, "tokens.npy"), Path(folder, "jobs.json")
         np.save(given, np.asarray(tokens, dtype=np.int32))
         todo.write_text(json.dumps([asdict(job) for job in jobs]))
-        options = ["--rpc", rpc, "--n-gpu-layers", str(n_gpu_layers)] if rpc else []
+        options = ["--rpc", rpc] if rpc else []
+        options += ["--n-gpu-layers", str((99 if rpc else 0) if n_gpu_layers is None else n_gpu_layers)]
         lines = _spawn(lib, model, "--tokens", given, "--jobs", todo, "--out", folder, *options)
         logits = [np.load(Path(folder, f"{i}.npy")) for i in range(len(jobs))]
         return [Result(array, json.loads(line)) for array, line in zip(logits, lines[-len(jobs) :], strict=True)]
@@ -161,7 +164,9 @@ class Runner:
     def run(self, tokens: NDArray[np.int32], job: Job, out: Path) -> dict[str, Any]:
         """Save the logits to out. Returns what is worth printing."""
         n_batch = job.n_batch or max(len(tokens), job.n_ubatch)
-        ctx = self._context(job, job.n_ctx or len(tokens), n_batch)
+        places: dict[str, str] = {}
+        callback = self._trace(places)
+        ctx = self._context(job, job.n_ctx or len(tokens), n_batch, callback if job.trace else None)
         n_vocab = self.llama.llama_vocab_n_tokens(self.vocab)
         logits = np.empty((len(tokens), n_vocab), dtype=np.float32)
         start = time.perf_counter()
@@ -173,16 +178,36 @@ class Runner:
         info["n_graph_reuse"] = self.llama.llama_perf_context(ctx).n_reused
         if job.ga_n > 1:
             info |= self._self_extend(ctx)
+        if job.trace:
+            info["places"] = places
         self.llama.llama_free(ctx)
         np.save(out, logits)
         return info
 
-    def _context(self, job: Job, n_ctx: int, n_batch: int) -> Any:
+    def _trace(self, places: dict[str, str]) -> Any:
+        """A callback that notes in which buffer each node of our attention and of the cache lies."""
+        for name in ("ggml_get_name", "ggml_backend_buffer_name"):
+            getattr(self.lib, name).argtypes = [ctypes.c_void_p]
+            getattr(self.lib, name).restype = ctypes.c_char_p
+
+        @self.llama.ggml_backend_sched_eval_callback
+        def note(tensor: int, ask: bool, _: Any) -> bool:
+            name = self.lib.ggml_get_name(tensor).decode()
+            buffer = ctypes.cast(tensor, ctypes.POINTER(ctypes.c_void_p))[1]  # struct ggml_tensor: type, buffer, ...
+            if ask and buffer and ("self_extend" in name or "cache_" in name):
+                places[name] = self.lib.ggml_backend_buffer_name(buffer).decode()
+            return False
+
+        return note
+
+    def _context(self, job: Job, n_ctx: int, n_batch: int, callback: Any) -> Any:
         params = self.llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, job.n_ubatch
         params.n_threads = params.n_threads_batch = job.threads
         params.flash_attn_type = FLASH[job.flash]
         params.offload_kqv = job.offload_kqv
+        if callback:
+            params.cb_eval = callback
         params.type_k, params.type_v = KV_TYPES[job.type_k], KV_TYPES[job.type_v]
         if job.ga_n > 1:
             if not hasattr(self.lib, "llama_self_extend_set_next"):
@@ -263,8 +288,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="NPY", help="the logits, [n_tokens, n_vocab]; a folder with --jobs")
     parser.add_argument("--jobs", type=Path, metavar="JSON", help="a list of jobs instead of the options below")
     parser.add_argument("--text", type=Path, metavar="FILE", help="only tokenize the file and print the ids")
-    parser.add_argument("--rpc", default="", metavar="HOST:PORT", help="server of the device that holds the layers")
-    parser.add_argument("--n-gpu-layers", type=int, default=0, help="how many layers, default: %(default)s")
+    parser.add_argument("--rpc", default="", metavar="HOST:PORT", help="server of the device for layers")
+    parser.add_argument("--n-gpu-layers", type=int, default=0, help="layers on a device, default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="llama.cpp's log")
     for field in fields(Job):
         if isinstance(field.default, bool):

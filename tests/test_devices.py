@@ -1,10 +1,15 @@
-"""SelfExtend on a device that is not the CPU: ggml's RPC backend over loopback, which says yes to every op.
+"""SelfExtend where layers and cache are not the CPU's.
 
-Whatever node it is handed and computes wrongly would show here as wrong logits, or as a lost connection.
+By default that is ggml's RPC backend over loopback, which says yes to every op: whatever node it is handed and computes
+wrongly would show here as wrong logits, or as a lost connection. With PYSELFEXTEND_DEVICE=vulkan or cuda it is that
+backend of the library that PYSELFEXTEND_LIB names; `make test-vulkan` and `make test-gpu` do that, and run the tests
+of sequences, shifts and states there as well.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,24 +17,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from reference import Reference
+from context import ON_DEVICE
+from reference import Array, Reference, kl_divergence
 from runner import Job, evaluate_all
 from test_reference import some_tokens
 from yardstick import F32, N_TOKENS, PAIRS, Distance
 
+HERE = Path(__file__).parent
+
 
 @pytest.fixture(scope="module")
 def rpc(engine_lib: Path) -> Iterator[str]:
-    """The endpoint of a server that runs as long as the tests of this file."""
+    """The endpoint of a server that runs as long as the tests of this file; empty on a device of the library's own."""
+    if ON_DEVICE:
+        yield ""
+        return
     assert any(engine_lib.glob("*ggml-rpc*")), f"{engine_lib} was built without -DGGML_RPC=ON"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     endpoint = f"127.0.0.1:{port}"
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("rpc_server.py")), str(engine_lib), endpoint],
+        [sys.executable, str(HERE / "rpc_server.py"), str(engine_lib), endpoint],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -45,39 +57,123 @@ def rpc(engine_lib: Path) -> Iterator[str]:
         server.wait()
 
 
+class Device:
+    """Evaluates a model on the device, and knows how far its plain rule is from the plain reference."""
+
+    def __init__(self, engine_lib: Path, rpc: str, model: Path) -> None:
+        self.engine_lib, self.rpc, self.model = engine_lib, rpc, model
+        self.reference = Reference(model)
+        self.tokens = some_tokens(N_TOKENS)
+
+    def run(self, jobs: list[Job], n_gpu_layers: int = 99) -> list[Any]:
+        return evaluate_all(self.engine_lib, self.model, self.tokens, jobs, rpc=self.rpc, n_gpu_layers=n_gpu_layers)
+
+    def yardstick(self, job: Job) -> Distance:
+        plain = self.run([replace(job, ga_n=1)])[0]
+        return Distance.between(plain.logits, self.reference.logits(self.tokens))
+
+    def exact(self, pair: tuple[int, int]) -> Array:
+        return self.reference.logits(self.tokens, *pair)
+
+
+@pytest.fixture(scope="module")
+def device(engine_lib: Path, rpc: str, tiny_model: Path) -> Device:
+    return Device(engine_lib, rpc, tiny_model)
+
+
+@pytest.fixture(scope="module")
+def rounding(device: Device) -> Distance:
+    return device.yardstick(replace(F32, flash="off"))
+
+
 @pytest.mark.parametrize("offload_kqv", [True, False])
 @pytest.mark.parametrize("flash", ["on", "off", "auto"])
-def test_all_layers_on_a_device(
-    tiny_model: Path,
-    engine_lib: Path,
-    rpc: str,
-    reference: Reference,
-    yardstick: Distance,
-    flash: str,
-    offload_kqv: bool,
-) -> None:
+def test_all_layers_on_a_device(device: Device, rounding: Distance, flash: str, offload_kqv: bool) -> None:
     """With the cache on the device the layers are composed of stock ops; with the cache on the CPU they are fused."""
-    tokens = some_tokens(N_TOKENS)
     base = replace(F32, flash=flash, calls="600,50,1", offload_kqv=offload_kqv)
-    jobs = [replace(base, ga_n=ga_n, ga_w=ga_w) for ga_n, ga_w in PAIRS]
-    for result in evaluate_all(engine_lib, tiny_model, tokens, jobs, rpc=rpc):
+    for pair, result in zip(
+        PAIRS, device.run([replace(base, ga_n=ga_n, ga_w=ga_w) for ga_n, ga_w in PAIRS]), strict=True
+    ):
         assert (result.info["n_layer_composed"] > 0) == offload_kqv
         assert (result.info["n_layer_fused"] > 0) != offload_kqv
-        yardstick.check(result.logits, reference.logits(tokens, result.info["ga_n"], result.info["ga_w"]))
+        rounding.check(result.logits, device.exact(pair))
 
 
-def test_some_layers_on_a_device(
-    tiny_model: Path, engine_lib: Path, rpc: str, reference: Reference, yardstick: Distance
-) -> None:
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "qwen2vl", "smollm3"])
+def test_models(engine_lib: Path, rpc: str, tiny_models: dict[str, Path], name: str) -> None:
+    """Windows, sinks, soft-cap, M-RoPE, layers without RoPE."""
+    device = Device(engine_lib, rpc, tiny_models[name])
+    base = replace(F32, flash="off")
+    rounding = device.yardstick(base)
+    rounding.check(device.run([replace(base, ga_n=3, ga_w=100)])[0].logits, device.exact((3, 100)))
+
+
+@pytest.mark.parametrize(
+    ("type_k", "type_v", "flash"), [("f16", "f16", "off"), ("q8_0", "q8_0", "on"), ("q8_0", "f16", "off")]
+)
+def test_rounded_caches(device: Device, type_k: str, type_v: str, flash: str) -> None:
+    """Mean KL at most 1.2 times that of the plain rule on the same device."""
+    job = Job(type_k=type_k, type_v=type_v, flash=flash, threads=1)
+    jobs = [job, *(replace(job, ga_n=ga_n, ga_w=ga_w) for ga_n, ga_w in PAIRS)]
+    plain, *results = device.run(jobs)
+    yardstick = kl_divergence(device.exact((1, 0)), plain.logits).mean()
+    for pair, result in zip(PAIRS, results, strict=True):
+        assert result.info["n_layer_fused"] == 0
+        assert kl_divergence(device.exact(pair), result.logits).mean() <= 1.2 * yardstick, pair
+
+
+@pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
+def test_nothing_of_the_cache_leaves_the_device(device: Device, type_kv: str) -> None:
+    """Where the nodes of the attention and of the cache lie, as the scheduler has placed them."""
+    job = Job(ga_n=4, ga_w=64, type_k=type_kv, type_v=type_kv, flash="on", calls="600,50,1", trace=True)
+    places: dict[str, str] = device.run([job])[0].info["places"]
+    for part in ("cache_k", "cache_v", "cache_near_k", "cache_near_v", "kq_self_extend", "kqv_self_extend"):
+        found = {place for name, place in places.items() if name.startswith(part)}
+        assert found, (part, places)
+        assert not any(place.startswith("CPU") for place in found), (part, found)
+    assert all(f"kq_self_extend-{il}" in places for il in range(device.reference.n_layer))
+
+
+def test_some_layers_on_a_device(device: Device, rounding: Distance) -> None:
     """One layer on the device: both ways of computing the attention in one graph."""
-    tokens = some_tokens(N_TOKENS)
-    job = replace(F32, ga_n=3, ga_w=100, calls="600,50,1")
-    (result,) = evaluate_all(engine_lib, tiny_model, tokens, [job], rpc=rpc, n_gpu_layers=2)
+    (result,) = device.run([replace(F32, ga_n=3, ga_w=100, calls="600,50,1")], n_gpu_layers=2)
     assert result.info["n_layer_composed"] > 0
     assert result.info["n_layer_fused"] > 0
-    yardstick.check(result.logits, reference.logits(tokens, 3, 100))
+    rounding.check(result.logits, device.exact((3, 100)))
 
 
-def test_the_kernel_is_refused_for_a_cache_elsewhere(tiny_model: Path, engine_lib: Path, rpc: str) -> None:
+def test_the_kernel_is_refused_for_a_cache_elsewhere(device: Device) -> None:
     with pytest.raises(RuntimeError, match="the cache of layer 0 is not in CPU memory"):
-        evaluate_all(engine_lib, tiny_model, some_tokens(8), [Job(ga_n=4, ga_w=64, attn="fused")], rpc=rpc)
+        device.run([Job(ga_n=4, ga_w=64, attn="fused")])
+
+
+@pytest.mark.skipif(ON_DEVICE, reason="these tests run on the device by themselves")
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "test_sequences.py -k 'llama-64 and (seed0 or rollback or prefix)'",
+        "test_shift.py -k 'rounded_caches or one_sequence or are_saved'",
+        "test_state.py -k 'same_logits or larger_or_smaller or rollback'",
+    ],
+    ids=["sequences", "shifts", "states"],
+)
+def test_sequences_on_a_device(engine_lib: Path, rpc: str, tests: str) -> None:
+    """Batches of several sequences, roll-backs, shifts and states: other tests, with all layers on the server."""
+    environment = {
+        **os.environ,
+        "PYSELFEXTEND_LIB": str(engine_lib),
+        "PYSELFEXTEND_DEVICE": "rpc",
+        "PYSELFEXTEND_RPC": rpc,
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_places_would_show(device: Device) -> None:
+    """The same look at a cache on the CPU finds it there."""
+    job = Job(ga_n=4, ga_w=64, flash="on", trace=True, offload_kqv=False)
+    places: dict[str, str] = device.run([job])[0].info["places"]
+    found = {place for name, place in places.items() if "cache_k" in name}
+    assert found
+    assert all(place.startswith("CPU") for place in found)

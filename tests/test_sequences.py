@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from context import Context, open_model
+from context import ATTN, Context, open_model
 from reference import Array
 
 N_TEXT = 700
@@ -66,7 +66,7 @@ def solo(model: Any, ga_w: int, tokens: list[int], cache: int) -> Array:
         return ctx.logits(tokens)
 
 
-@pytest.mark.parametrize("attn", [1, 2])
+@pytest.mark.parametrize("attn", ATTN)
 @pytest.mark.parametrize("flash", [0, 1])
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("seed", range(4))
@@ -145,7 +145,7 @@ def test_a_batch_is_cut_after_a_rollback(case: Case) -> None:
             case.check(ctx.logits(tokens[keep : keep + 200], keep), exact[keep : keep + 200])
 
 
-@pytest.mark.parametrize("attn", [1, 2])
+@pytest.mark.parametrize("attn", ATTN)
 @pytest.mark.parametrize("flash", [0, 1])
 def test_a_rollback_of_any_depth(case: Case, flash: int, attn: int) -> None:
     """Back to any position, the first included: nothing is reported lost, and nothing is evaluated but what is new."""

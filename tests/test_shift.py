@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from context import Context, open_model
+from context import ATTN, Context, open_model
 from reference import kl_divergence
 from reference_cache import CachedReference
 from test_reference import some_tokens
@@ -73,7 +73,7 @@ def test_drop_the_oldest(case: tuple[Path, Any], ga_n: int, ga_w: int) -> None:
             assert np.abs(logits - reference.extend(tokens[600:700])).max() < 4 * rounding + 1e-4
 
 
-@pytest.mark.parametrize("attn", [1, 2])
+@pytest.mark.parametrize("attn", ATTN)
 @pytest.mark.parametrize(("ga_n", "ga_w"), PAIRS)
 @pytest.mark.parametrize("seed", range(2))
 def test_random_shifts(llama: tuple[Path, Any], ga_n: int, ga_w: int, seed: int, attn: int) -> None:

@@ -55,6 +55,7 @@ LAYERS: dict[str, list[Shapes]] = {
         | weights(attn_norm=(N_EMBD,), attn_q_norm=(HEAD,), attn_k_norm=(HEAD,))
         | weights(post_attention_norm=(N_EMBD,), post_ffw_norm=(N_EMBD,))
     ],
+    "cohere2": [QKV | {name: FFN[name] for name in FFN if "norm" not in name} | weights(attn_norm=(N_EMBD,))] * 4,
     "gpt2": [GPT],
     "bloom": [GPT],
     "mamba": [MAMBA],
@@ -74,6 +75,7 @@ LAYERS: dict[str, list[Shapes]] = {
 #: Words of the message that say why.
 REASONS = {
     "gemma3": "all of its layers have a window of their own",
+    "cohere2": "layers without a window of their own do not use RoPE",
     "gpt2": "does not use RoPE",
     "bloom": "ALiBi",
     "mamba": "recurrent",
@@ -84,8 +86,10 @@ REASONS = {
 
 def metadata(arch: str) -> Iterable[tuple[str, Any]]:
     """Keys of one architecture, without its name in front."""
-    if arch == "gemma3":
+    if arch in ("gemma3", "cohere2"):
         yield "attention.sliding_window", 16
+    if arch == "cohere2":
+        yield "logit_scale", 1.0
     if arch in ("mamba", "jamba"):
         yield "ssm.conv_kernel", N_CONV
         yield "ssm.inner_size", N_INNER
@@ -119,7 +123,7 @@ def make(path: Path, arch: str) -> Path:
     writer.add_vocab_size(N_VOCAB)
     writer.add_tokenizer_model("no_vocab")
     for key, value in metadata(arch):
-        writer.add_uint32(f"{arch}.{key}", value)
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"{arch}.{key}", value)
 
     tensors = weights(token_embd=(N_EMBD, N_VOCAB)) | affine(output_norm=(N_EMBD,))
     if arch == "gpt2":

@@ -103,8 +103,6 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
         build_attn_fused   (gctx, q, sinks, kq_scale, il) :
         build_attn_composed(gctx, q, sinks, kq_scale, il);
 
-    gctx.cb(cur, "kqv_self_extend", il);
-
     ggml_build_forward_expand(gctx.gf, cur);
 
     return cur;
@@ -127,6 +125,8 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
             q,      far ->get_k(ctx0, il), far ->get_v(ctx0, il),
             q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
             mask, sinks, attn_params.back().get());
+
+    gctx.cb(cur, "kqv_self_extend", il);
 
     // a backend may say that it supports every op. the kernel is a function of this process
     for (ggml_tensor * node = cur; node && node->op == GGML_OP_CUSTOM; node = node->src[0]) {
@@ -163,8 +163,8 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
     // all of it runs where the cache lies, or not at all: the scheduler would move the cache to the CPU without a word
     const auto check = [&](ggml_tensor * node) {
         if (!is_supported(device_of(k_far), node)) {
-            llama_self_extend_refuse("device '%s' cannot compute the attention of layer %d: it does not support %s of %s; "
-                    "use another type of cache, or keep the cache in CPU memory (offload_kqv)",
+            llama_self_extend_refuse("device '%s' cannot compute the attention of layer %d: it does not support %s of %s with this cache; "
+                    "use another type of cache or a smaller n_ubatch, or keep the cache in CPU memory (offload_kqv)",
                     ggml_backend_dev_name(device_of(k_far)), il, ggml_op_name(node->op), ggml_type_name(node->src[0]->type));
         }
         return node;
@@ -174,7 +174,15 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
     const auto scores = [&](ggml_tensor * k, ggml_tensor * q) {
         q = ggml_view_4d(ctx0, q, q->ne[0], q->ne[1], q->ne[2]/n_stream, n_stream, q->nb[1], q->nb[2], q->nb[2]*(q->ne[2]/n_stream), 0);
 
-        ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+        k = ggml_permute(ctx0, k, 0, 2, 1, 3);
+        q = ggml_permute(ctx0, q, 0, 2, 1, 3);
+
+        // Vulkan multiplies with a quantized matrix only if its rows follow one another
+        if (ggml_is_quantized(k->type) && !is_supported(device_of(k_far), ggml_mul_mat(ctx0, k, q))) {
+            k = check(ggml_cast(ctx0, k, GGML_TYPE_F32));
+        }
+
+        ggml_tensor * kq = ggml_mul_mat(ctx0, k, q);
         ggml_prec_set_acc(kq, GGML_PREC_F32);
 
         return check(kq);
@@ -208,6 +216,8 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_composed(
     ggml_tensor * kqv = ggml_add(ctx0,
             weighted(far ->get_v(ctx0, il), 0,     n_far),
             weighted(near->get_v(ctx0, il), n_far, kq->ne[0] - n_far));
+
+    gctx.cb(check(kqv), "kqv_self_extend", il);
 
     ggml_tensor * cur = ggml_permute(ctx0, kqv, 0, 2, 1, 3);
 
