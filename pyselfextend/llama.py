@@ -164,6 +164,13 @@ class Llama(llama_cpp.Llama):
         self.n_tokens = 0
         super().eval(tokens)  # which removes what the cache holds from position 0 on
 
+    def save_state(self) -> llama_cpp.LlamaState:
+        """What ``load_state`` takes. With ``ga_n`` above 1 it has logits only where the instance has those of all tokens."""
+        state = super().save_state()
+        if not self._config.is_plain and not self._logits_all:
+            state.scores = state.scores[:0].copy()  # was never written
+        return state
+
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Go back to what ``save_state`` returned, in this instance or in one like it.
 
@@ -182,9 +189,12 @@ class Llama(llama_cpp.Llama):
             raise StateError(f"the state cannot be loaded: {reason}")
 
         # llama_cpp would replace arrays by those of the instance that saved the state, or write into them beforehand
-        n_tokens, n_rows = state.n_tokens, min(state.n_tokens, len(state.scores), len(self.scores))
+        n_tokens = state.n_tokens
         self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
-        self.scores[:n_rows] = state.scores[:n_rows]
+        if self._logits_all:
+            n_rows = min(n_tokens, len(state.scores))
+            self.scores[:n_rows] = state.scores[:n_rows]
+            self.scores[n_rows:n_tokens] = np.nan  # saved without them
         self.n_tokens = n_tokens
         self._seed = state.seed
         self._requires_eval = True
@@ -211,13 +221,15 @@ class Llama(llama_cpp.Llama):
                 "the context of this model cannot be shifted: its keys cannot be moved to other positions without loss"
             )
         n_tokens, p1 = self.n_tokens, n_keep + n_discard
-        self._ctx.kv_cache_seq_rm(0, n_tokens, -1)  # what is left of a longer text
-        self._ctx.kv_cache_seq_rm(0, n_keep, p1)
+        # what is left of a longer text, and what is to go; a recurrent model refuses either
+        if not (self._ctx.kv_cache_seq_rm(0, n_tokens, -1) and self._ctx.kv_cache_seq_rm(0, n_keep, p1)):
+            raise ShiftError("the context of this model cannot be shifted: it cannot forget some of its tokens")
         self._ctx.kv_cache_seq_shift(0, p1, n_tokens, -n_discard)
         self.input_ids[n_keep : n_tokens - n_discard] = self.input_ids[p1:n_tokens].copy()
         if self._logits_all:
             self.scores[n_keep : n_tokens - n_discard] = self.scores[p1:n_tokens].copy()
         self.n_tokens = n_tokens - n_discard
+        self._requires_eval = True  # the last logits are those of before
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = llama_cpp.Llama.__getstate__(self)

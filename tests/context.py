@@ -46,15 +46,16 @@ def load() -> _native.Library:
 
 
 @contextmanager
-def open_model(path: Path) -> Iterator[Any]:
-    """A loaded model. llama.cpp's log is kept to ourselves meanwhile: refusals are part of the tests."""
+def open_model(path: Path, **options: Any) -> Iterator[Any]:
+    """A loaded model; options are those of llama_model_params. llama.cpp's log is kept to ourselves meanwhile: refusals are part of the tests."""
     load()
     import llama_cpp
 
     llama_cpp.llama_backend_init()
     _log(False)
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 99 if ON_DEVICE else 0
+    for name, value in {"n_gpu_layers": 99 if ON_DEVICE else 0, **options}.items():
+        setattr(params, name, value)
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     assert model, path
     yield model
@@ -157,24 +158,24 @@ class Context:
         perf = self.api.llama_perf_context(self.ctx)
         return int(perf.n_p_eval + perf.n_eval)
 
-    def save(self, seq: int | None = None) -> bytes:
+    def save(self, seq: int | None = None, *, flags: int = 0) -> bytes:
         """State of a sequence, or of the whole context."""
         if seq is None:
             data = (ctypes.c_uint8 * self.api.llama_state_get_size(self.ctx))()
             size = self.api.llama_state_get_data(self.ctx, data, len(data))
         else:
-            data = (ctypes.c_uint8 * self.api.llama_state_seq_get_size(self.ctx, seq))()
-            size = self.api.llama_state_seq_get_data(self.ctx, data, len(data), seq)
+            data = (ctypes.c_uint8 * self.api.llama_state_seq_get_size_ext(self.ctx, seq, flags))()
+            size = self.api.llama_state_seq_get_data_ext(self.ctx, data, len(data), seq, flags)
         assert size == len(data) > 0
         return bytes(data)
 
-    def load(self, data: bytes, seq: int | None = None) -> bool:
+    def load(self, data: bytes, seq: int | None = None, *, flags: int = 0) -> bool:
         """Whether it was accepted."""
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         if seq is None:
             n_read = self.api.llama_state_set_data(self.ctx, buffer, len(data))
         else:
-            n_read = self.api.llama_state_seq_set_data(self.ctx, buffer, len(data), seq)
+            n_read = self.api.llama_state_seq_set_data_ext(self.ctx, buffer, len(data), seq, flags)
         return bool(n_read == len(data) > 0)
 
     def save_file(self, path: Path, tokens: Sequence[int], seq: int | None = None) -> None:

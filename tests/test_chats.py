@@ -93,6 +93,22 @@ def test_going_back_evaluates_only_what_is_new(open_llama: Open, keep: int) -> N
     assert np.allclose(last_logits(llm), last_logits(fresh), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize(("name", "options"), [("hunyuan-dense", {}), ("gemma3", {"swa_full": False})])
+def test_going_back_where_keys_are_lost(
+    open_llama: Open, tiny_models: dict[str, Path], name: str, options: dict[str, Any]
+) -> None:
+    """Keys that cannot be turned back, layers that have forgotten: the kept tokens are evaluated again."""
+    tokens, others = some_tokens(900), some_tokens(60, seed=1)
+    llm, fresh = (open_llama(tiny_models[name], n_ubatch=64, type_k=0, type_v=0, **options) for _ in range(2))
+    llm.eval(tokens)
+    before = n_evaluated(llm)
+    llm.n_tokens = 300
+    llm.eval(others)
+    assert n_evaluated(llm) - before == 360
+    fresh.eval(tokens[:300] + others)
+    assert np.allclose(last_logits(llm), last_logits(fresh), rtol=0, atol=5e-3)
+
+
 # -- context shift
 
 
@@ -118,6 +134,29 @@ def test_what_is_not_there_cannot_be_shifted(open_llama: Open, n_keep: int, n_di
     with pytest.raises(SettingError, match=r"^n_(keep|discard) is -?\d+; it must be an integer from 0 to \d+$"):
         llm.context_shift(n_keep, n_discard)
     assert llm.n_tokens == 400
+
+
+def test_what_is_asked_after_a_shift_is_evaluated(open_llama: Open) -> None:
+    """The last logits are those of a token that may be gone."""
+    tokens = some_tokens(300)
+    llm = open_llama()
+    llm.eval(tokens)
+    llm.context_shift(200, 100)
+    assert complete(llm, tokens[:200]) == complete(open_llama(), tokens[:200])
+
+
+def test_layers_with_windows_that_have_forgotten_cannot_be_shifted(
+    open_llama: Open, tiny_models: dict[str, Path]
+) -> None:
+    """The first shift leaves room in which later tokens push older ones out of the windows."""
+    tokens = some_tokens(500)
+    llm = open_llama(tiny_models["gemma3"], type_k=0, type_v=0)
+    llm.eval(tokens[:250])
+    llm.context_shift(100, 50)
+    llm.eval(tokens[250:400])
+    with pytest.raises(ShiftError):
+        llm.context_shift(100, llm.n_tokens - 110)
+    llm.eval(tokens[400:])
 
 
 def test_a_model_that_cannot_be_shifted_says_so(open_llama: Open, tiny_models: dict[str, Path]) -> None:
@@ -193,6 +232,18 @@ def test_a_truncated_state_is_refused(open_llama: Open, n: int, reason: str) -> 
     with pytest.raises(StateError, match=reason):
         llm.load_state(state)
     assert complete(llm, some_tokens(700)) == expected
+
+
+def test_a_state_without_logits(open_llama: Open) -> None:
+    """Logits that the saving instance did not have are none, rather than what lay in memory."""
+    llm, all_logits = open_llama(), open_llama(logits_all=True)
+    llm.eval(some_tokens(300))
+    state = llm.save_state()
+    assert state.scores.shape == (0, llm.n_vocab())
+    all_logits.load_state(state)
+    assert np.isnan(all_logits.scores[:300]).all()
+    all_logits.eval([5])
+    assert np.isfinite(all_logits.scores[300]).all()
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from architectures import make_tiny
 
 from pyselfextend import DemoError, Llama, SettingError, positions
 from pyselfextend.cli import main
@@ -158,11 +160,16 @@ def test_a_model_that_does_not_know(tiny_model: Path, capsys: pytest.CaptureFixt
     assert "yes" not in output
 
 
-def test_a_model_that_cannot_be_extended(tiny_models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_extended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is refused before anything is read."""
-    assert main(["demo", "--model", str(tiny_models["qwen2vl"]), "--tokens", "900", "--threads", "1"]) == 2
+    tiny = make_tiny()
+    monkeypatch.setitem(tiny.MODELS, "windows", replace(tiny.MODELS["gemma3"], n_layer=2))  # the third would be global
+    model = tiny.make(tmp_path / "windows.gguf", "windows")
+    assert main(["demo", "--model", str(model), "--tokens", "900", "--threads", "1"]) == 2
     output, errors = capsys.readouterr()
-    assert errors.startswith("pyselfextend demo: architecture 'qwen2vl' is not supported")
+    assert errors.startswith("pyselfextend demo: architecture 'gemma3' is not supported")
     assert "reading" not in output
 
 

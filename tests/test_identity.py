@@ -67,6 +67,8 @@ def test_public_names() -> None:
         "SelfExtendError",
         "SelfExtendInfo",
         "SettingError",
+        "ShiftError",
+        "StateError",
         "__version__",
     ]
     for name in pyselfextend.__all__:

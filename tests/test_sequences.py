@@ -61,6 +61,12 @@ def case(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Iterat
         yield Case(model, ga_w, texts, 2.5 * rounding, name.startswith("gemma"))
 
 
+@pytest.fixture
+def model_llama(tiny_model: Path) -> Iterator[Any]:
+    with open_model(tiny_model) as model:
+        yield model
+
+
 def solo(model: Any, ga_w: int, tokens: list[int], cache: int) -> Array:
     with Context(model, GA_N, ga_w, n_ubatch=512, type_k=cache, type_v=cache, flash_attn_type=0) as ctx:
         return ctx.logits(tokens)
@@ -194,3 +200,29 @@ def test_a_position_beyond_the_reach_is_refused(case: Case) -> None:
     with Context(case.model, GA_N, case.ga_w, n_seq_max=3, kv_unified=True) as ctx:
         assert ctx.decode([(5, reach - 1, 0)])[0] == 0
         assert ctx.decode([(5, reach, 0)])[0] == 1
+
+
+def test_sharers_of_a_prefix_part(model_llama: Any) -> None:
+    """Sequences that shared all their cells may come to need windows of their own: there is room for them."""
+    tokens = np.random.default_rng(0).integers(3, 200, 300).tolist()
+    with Context(model_llama, 4, 100, n_ctx=256, n_seq_max=4, kv_unified=True) as ctx:
+        ctx.logits(tokens[:200])
+        for seq in (1, 2, 3):
+            ctx.copy(0, seq)
+        ctx.shift(0, 100, -1, -10)  # moves the shared cells of all
+        assert [ctx.decode([(tokens[200], ctx.pos_max(seq) + 1, seq)])[0] for seq in range(4)] == [0] * 4
+
+
+def test_a_copy_that_layers_with_a_window_cannot_make(tiny_models: dict[str, Path]) -> None:
+    """They hold the end of the text and not of its beginning: the copy is not evaluated, the others go on."""
+    tokens = np.random.default_rng(0).integers(3, 200, N_TEXT).tolist()
+    with (
+        open_model(tiny_models["gemma3"]) as model,
+        Context(model, GA_N, 64, n_seq_max=2, kv_unified=True, swa_full=False) as ctx,
+    ):
+        ctx.logits(tokens[:600])
+        ctx.copy(0, 1, 150)
+        assert ctx.decode([(tokens[150], 150, 1)])[0] != 0
+        assert ctx.decode([(tokens[600], 600, 0)])[0] == 0
+        assert ctx.remove(1, -1)
+        assert ctx.decode([(tokens[0], 0, 1)])[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from context import Context, open_model
 from test_reference import some_tokens
 
 GA_N, GA_W = 4, 64
+PARTIAL_ONLY, ON_DEVICE = 1, 2  # llama_state_seq_flags
 TOKENS = some_tokens(700).tolist()
 N = 500  # of them are in the states
 
@@ -180,6 +182,78 @@ def test_a_state_with_other_rope_settings_is_refused(model: Any) -> None:
     with Context(model, GA_N, GA_W) as ctx:
         assert not ctx.load(data)
         assert "RoPE settings" in ctx.library.last_error()
+
+
+def test_a_state_does_not_depend_on_how_weights_are_packed(tiny_model: Path, tmp_path: Path) -> None:
+    """Backends pack quantized matrices in ways of their own."""
+    import llama_cpp
+
+    quantized = tmp_path / "q4_0.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    assert llama_cpp.llama_model_quantize(str(tiny_model).encode(), str(quantized).encode(), ctypes.byref(params)) == 0
+    with open_model(quantized) as packed, open_model(quantized, use_extra_bufts=False) as plain:
+        with Context(plain, GA_N, GA_W) as ctx:
+            ctx.logits(TOKENS[:50])
+            data = ctx.save()
+        with Context(packed, GA_N, GA_W) as ctx:
+            assert ctx.load(data), ctx.library.last_error()
+
+
+def test_a_sequence_that_is_not_there_is_refused(model: Any) -> None:
+    with Context(model, GA_N, GA_W, n_seq_max=4, kv_unified=True) as ctx:
+        ctx.logits(TOKENS[:50], seq=3)
+        data = ctx.save()
+    with Context(model, GA_N, GA_W, n_seq_max=2, kv_unified=True) as ctx:
+        exact = ctx.logits(TOKENS[:100], seq=1)
+        assert not ctx.load(data)
+        assert ctx.library.last_error() == "the state has sequences up to 3, this context has room for 2 (n_seq_max)"
+        assert ctx.remove(1, 50)
+        assert np.abs(ctx.logits(TOKENS[50:100], 50, 1) - exact[50:]).max() < 0.02
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss"])
+def test_states_of_windows_only_and_of_all_are_told_apart(tiny_models: dict[str, Path], name: str) -> None:
+    """Servers keep what only layers with a window forget; that is no whole state, and a whole one is not that."""
+    with open_model(tiny_models[name]) as model, Context(model, GA_N, GA_W, type_k=0, type_v=0) as ctx:
+        ctx.logits(TOKENS[:300])
+        partial, whole = ctx.save(0, flags=PARTIAL_ONLY), ctx.save(0)
+        exact = ctx.logits(TOKENS[300:350], 300)
+        assert len(partial) < len(whole)
+        for data, flags in [(partial, 0), (whole, PARTIAL_ONLY)]:
+            assert not ctx.load(data, 0, flags=flags)
+            assert ctx.library.last_error().startswith("the state was saved with other flags")
+        assert (ctx.pos_min(), ctx.pos_max()) == (0, 349)
+        assert ctx.remove(0, 300)
+        assert ctx.load(partial, 0, flags=PARTIAL_ONLY)
+        assert np.abs(ctx.logits(TOKENS[300:350], 300) - exact).max() < 1e-3
+
+
+def test_a_state_that_is_kept_on_the_device(model: Any) -> None:
+    """Taken back when the near part has less room than it had."""
+    with Context(model, GA_N, GA_W, n_seq_max=3, kv_unified=True) as ctx:
+        ctx.logits(TOKENS[:N])
+        kept = ctx.save(0, flags=ON_DEVICE)
+        exact = ctx.logits(TOKENS[N:600], N)
+        assert ctx.remove(0, -1)
+        for seq in (1, 2):
+            ctx.logits(TOKENS[:600], seq=seq)
+        assert ctx.load(kept, 0, flags=ON_DEVICE)
+        assert np.abs(ctx.logits(TOKENS[N:600], N) - exact).max() < 0.02
+
+
+def test_loading_while_a_copy_is_pending(model: Any) -> None:
+    """Copies between streams are carried out by the next batch: before what is loaded, not over it."""
+    with Context(model, GA_N, GA_W, n_seq_max=2, kv_unified=False) as ctx:
+        exact = ctx.logits(TOKENS[:600])
+        assert ctx.remove(0, N)
+        data = ctx.save(0)
+        for target in (0, 1):
+            assert ctx.remove(0, 0)
+            ctx.logits(TOKENS[100:300])
+            ctx.copy(0, 1)
+            assert ctx.load(data, target)
+            assert np.abs(ctx.logits(TOKENS[N:600], N, target) - exact[N:]).max() < 0.02
 
 
 def test_states_are_written_after_a_rollback_and_a_copy(model: Any) -> None:

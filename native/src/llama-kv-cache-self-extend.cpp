@@ -35,9 +35,12 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
         llama_self_extend_refuse("architecture '%s' is not supported: all of its layers have a window of their own", llm_arch_name(model.arch));
     }
 
-    // a whole ubatch is stored before its first token is evaluated
-    const uint32_t size_seqs = config.map.ga_w*(cparams.kv_unified ? cparams.n_seq_max : 1);
-    const uint32_t size_near = std::min(kv_far->get_size(), GGML_PAD(size_seqs + cparams.n_ubatch, 256));
+    // a whole ubatch is stored before its first token is evaluated. sequences that share cells of the far part may each have
+    // their own here
+    const uint32_t n_seq_cells = cparams.kv_unified ? cparams.n_seq_max : 1;
+    const uint32_t size_window = std::min(kv_far->get_size(), config.map.ga_w);
+    const uint32_t size_padded = GGML_PAD(size_window*n_seq_cells + cparams.n_ubatch, 256);
+    const uint32_t size_near   = n_seq_cells > 1 ? size_padded : std::min(kv_far->get_size(), size_padded);
 
     LLAMA_LOG_INFO("%s: ga_n = %u, ga_w = %u, reach = %" PRId64 " tokens, far = %u cells, near = %u cells, %zu layers\n", __func__,
             config.map.ga_n, config.map.ga_w, config.n_ctx_reach, kv_far->get_size(), size_near, layer_ids.size());
@@ -212,9 +215,34 @@ bool llama_kv_cache_self_extend::swa_has_window(llama_seq_id seq_id, llama_pos p
         return true;
     }
 
-    const llama_pos pos_min = kv_iswa->get_swa()->seq_pos_min(seq_id);
+    const auto & far = kv_far->get_cells(seq_id).seq_pos_get(seq_id);
+    const auto & swa = kv_iswa->get_swa()->get_cells(seq_id).seq_pos_get(seq_id);
 
-    return pos_min <= std::max<llama_pos>(kv_far->seq_pos_min(seq_id), p1 + 1 - llama_pos(model.hparams.n_swa));
+    auto it_far = std::make_reverse_iterator(far.lower_bound({ p1, 0 }));
+    auto it_swa = std::make_reverse_iterator(swa.lower_bound({ p1, 0 }));
+
+    const llama_pos next = it_far == far.rend() ? 0 : it_far->first + 1;
+
+    for (; it_far != far.rend(); ++it_far, ++it_swa) {
+        if (llama_hparams::is_masked_swa(model.hparams.n_swa, model.hparams.swa_type, it_far->first, next)) {
+            break;
+        }
+        if (it_swa == swa.rend() || it_swa->first != it_far->first) {
+            return false;
+        }
+    }
+
+    return true;
+}
+
+bool llama_kv_cache_self_extend::swa_has_all() const {
+    for (llama_seq_id s = 0; kv_iswa && s < n_seq(); ++s) {
+        if (kv_iswa->get_swa()->get_cells(s).seq_pos_get(s).size() != kv_far->get_cells(s).seq_pos_get(s).size()) {
+            return false;
+        }
+    }
+
+    return true;
 }
 
 bool llama_kv_cache_self_extend::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -313,7 +341,8 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_self_extend::memory_
 }
 
 bool llama_kv_cache_self_extend::get_can_shift() const {
-    if (!mem->get_can_shift() || !can_turn()) {
+    // a shift brings tokens together that were apart: nothing may have been forgotten
+    if (!mem->get_can_shift() || !can_turn() || !swa_has_all()) {
         return false;
     }
 
@@ -344,16 +373,29 @@ bool llama_kv_cache_self_extend::check_batch(const llama_batch & batch) const {
     return true;
 }
 
-bool llama_kv_cache_self_extend::check_windows() {
-    for (llama_seq_id s = 0; need_check && s < n_seq(); ++s) {
-        if (!near_missing(s, std::numeric_limits<llama_pos>::max()).empty()) {
-            LLAMA_LOG_ERROR("%s: the near part does not hold the window of sequence %d, remove the sequence and evaluate it again\n",
-                    __func__, s);
-            return false;
-        }
+bool llama_kv_cache_self_extend::check_windows(const llama_batch & batch) {
+    if (!need_check) {
+        return true;
     }
 
+    constexpr llama_pos p_end = std::numeric_limits<llama_pos>::max();
+
     need_check = false;
+
+    for (llama_seq_id s = 0; s < n_seq(); ++s) {
+        if (near_missing(s, p_end).empty() && swa_has_window(s, p_end)) {
+            continue;
+        }
+
+        need_check = true;
+
+        for (int32_t i = 0; i < batch.n_tokens; ++i) {
+            if (std::find(batch.seq_id[i], batch.seq_id[i] + batch.n_seq_id[i], s) != batch.seq_id[i] + batch.n_seq_id[i]) {
+                LLAMA_LOG_ERROR("%s: the window of sequence %d is incomplete, remove the sequence and evaluate it again\n", __func__, s);
+                return false;
+            }
+        }
+    }
 
     return true;
 }
@@ -408,7 +450,7 @@ llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allo
     GGML_UNUSED(embd_all);
 
     const bool unified = kv_far->get_n_stream() == 1;
-    const bool ok      = check_batch(balloc.get_batch()) && check_windows();
+    const bool ok      = check_batch(balloc.get_batch()) && check_windows(balloc.get_batch());
 
     for (bool simple : { true, false }) {
         if (!ok || (simple && !unified)) {
@@ -563,7 +605,11 @@ static uint32_t n_room_for(const llama_kv_cache & kv, llama_seq_id seq_id) {
     return cells.size() - cells.get_used() + own;
 }
 
-std::vector<llama_kv_cache *> llama_kv_cache_self_extend::get_parts() const {
+std::vector<llama_kv_cache *> llama_kv_cache_self_extend::get_parts(llama_state_seq_flags flags) const {
+    if (kv_iswa && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
+        return { nullptr, kv_iswa->get_swa(), nullptr }; // what going back cannot bring back
+    }
+
     return { kv_far, kv_iswa ? kv_iswa->get_swa() : nullptr, kv_near.get() };
 }
 
@@ -592,9 +638,13 @@ llama_self_extend_state llama_kv_cache_self_extend::get_state(llama_seq_id seq_i
     res.type_v   = kv_far->type_v();
     res.v_trans  = v_trans;
     res.n_stream = kv_far->get_n_stream();
-    res.n_parts  = kv_iswa ? 3 : 2;
+    res.n_seq    = 0;
 
-    const auto parts = get_parts();
+    for (llama_seq_id s = 0; s < n_seq() && seq_id == -1; ++s) {
+        res.n_seq = kv_far->seq_pos_max(s) < 0 ? res.n_seq : s + 1;
+    }
+
+    const auto parts = get_parts(0);
     for (size_t i = 0; i < parts.size(); ++i) {
         const bool is_swa = kv_iswa && parts[i] == kv_iswa->get_swa();
 
@@ -607,18 +657,20 @@ llama_self_extend_state llama_kv_cache_self_extend::get_state(llama_seq_id seq_i
 
 void llama_kv_cache_self_extend::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     auto state = get_state(seq_id);
-    auto parts = get_parts();
-
-    // only what a window of their own makes the layers forget
-    if (kv_iswa && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
-        parts = { nullptr, parts[1], nullptr };
-    }
+    auto parts = get_parts(flags);
 
     const bool on_device = flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
 
-    for (size_t i = 0; i < parts.size() && !on_device; ++i) {
+    // what is kept on the device has to be taken back whole, and the near part may have less room by then
+    if (on_device && can_turn()) {
+        parts[PART_NEAR] = nullptr;
+    }
+
+    for (size_t i = 0; i < parts.size(); ++i) {
+        state.has_part[i] = parts[i] != nullptr;
+
         llama_self_extend_io_count count;
-        if (parts[i]) {
+        if (parts[i] && !on_device) {
             parts[i]->state_write(count, seq_id, flags);
         }
         state.n_bytes[i] = count.n_bytes();
@@ -664,7 +716,7 @@ static void check_state(const llama_self_extend_state & state, const llama_self_
                 ggml_type_name(ggml_type(state.type_k)), ggml_type_name(ggml_type(state.type_v)), state.v_trans ? " without flash attention" : "",
                 ggml_type_name(ggml_type(own.type_k)),   ggml_type_name(ggml_type(own.type_v)),   own.v_trans   ? " without flash attention" : "");
     }
-    if (state.n_stream != own.n_stream || state.n_parts != own.n_parts) {
+    if (state.n_stream != own.n_stream) {
         llama_self_extend_refuse("the state was saved with %u streams of sequences, this context has %u (n_seq_max, kv_unified)",
                 state.n_stream, own.n_stream);
     }
@@ -676,13 +728,19 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
     llama_self_extend_state_read(io, &state, sizeof(state));
     check_state(state, get_state(seq_id));
 
-    auto parts = get_parts();
+    auto parts = get_parts(flags);
 
-    const bool partial   = kv_iswa && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
     const bool on_device = flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
 
-    if (partial) {
-        parts = { nullptr, parts[1], nullptr };
+    for (size_t i : { PART_FAR, PART_SWA }) {
+        if (state.has_part[i] != (parts[i] != nullptr)) {
+            llama_self_extend_refuse("the state was saved with other flags: %s the layers without a window of their own",
+                    state.has_part[PART_FAR] ? "it holds" : "it does not hold");
+        }
+    }
+    if (state.n_seq > kv_far->get_n_seq_max()) {
+        llama_self_extend_refuse("the state has sequences up to %u, this context has room for %u (n_seq_max)",
+                state.n_seq - 1, kv_far->get_n_seq_max());
     }
 
     std::optional<llama_self_extend_io_parts> checked;
@@ -690,8 +748,17 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
         checked.emplace(io, state);
     }
 
-    // the near part makes room by itself, and can be made from the far part
-    for (size_t i = 0; i + 1 < parts.size(); ++i) {
+    // what the near part cannot take, or the state does not have, is made from the far part
+    if (parts[PART_NEAR]) {
+        for (llama_seq_id s = 0; s < n_seq() && seq_id != -1; ++s) {
+            near_make_room(s, kv_near->get_size());
+        }
+        if (can_turn() && (!state.has_part[PART_NEAR] || state.n_cells[PART_NEAR] > n_room_for(*kv_near, seq_id))) {
+            parts[PART_NEAR] = nullptr;
+        }
+    }
+
+    for (size_t i = 0; i < parts.size(); ++i) {
         const uint32_t n_room = parts[i] ? n_room_for(*parts[i], seq_id) : state.n_cells[i];
 
         if (state.n_cells[i] > n_room) {
@@ -700,24 +767,13 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
     }
 
     // from here on the old content is lost
-    for (auto * part : parts) {
-        if (part && seq_id != -1) {
-            part->seq_rm(seq_id, -1, -1); // a state without cells would leave them
-        }
+    if (parts[PART_FAR]) {
+        // a state without cells would leave them. -1: all
+        kv_near->seq_rm(seq_id, -1, -1);
     }
-    if (!partial) {
-        for (llama_seq_id s = 0; s < n_seq() && seq_id != -1; ++s) {
-            near_make_room(s, kv_near->get_size());
-        }
-        if (state.n_cells[2] > n_room_for(*kv_near, seq_id)) {
-            if (!can_turn()) {
-                llama_self_extend_refuse("the state has %u tokens in its near part, this context has room for %u",
-                        state.n_cells[2], n_room_for(*kv_near, seq_id));
-            }
-            if (seq_id == -1) {
-                kv_near->clear(false);
-            }
-            parts[2] = nullptr;
+    for (auto * part : parts) {
+        if (part) {
+            part->seq_rm(seq_id, -1, -1);
         }
     }
 
@@ -730,7 +786,7 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
             }
         }
     } catch (...) {
-        for (auto * part : parts) {
+        for (auto * part : get_parts(0)) {
             if (part) {
                 part->state_clear(seq_id);
             }

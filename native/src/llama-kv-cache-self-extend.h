@@ -139,18 +139,20 @@ private:
     // what the near part lacks of the window of a token that follows the far positions below p1
     std::vector<far_key> near_missing(llama_seq_id seq_id, llama_pos p1) const;
 
-    // does a part for layers with a window of their own hold that of a token at p1?
+    // do the layers with a window of their own hold that of a token that follows the far positions below p1? all that far holds?
     bool swa_has_window(llama_seq_id seq_id, llama_pos p1) const;
+    bool swa_has_all() const;
 
-    // far, the layers with a window of their own (nullptr if there are none), near
-    std::vector<llama_kv_cache *> get_parts() const;
+    // the parts of a state by index, nullptr for those that are not in it
+    enum : size_t { PART_FAR = 0, PART_SWA = 1, PART_NEAR = 2 };
+    std::vector<llama_kv_cache *> get_parts(llama_state_seq_flags flags) const;
 
     // the header of a state of a sequence, -1 for all, without its sizes
     llama_self_extend_state get_state(llama_seq_id seq_id) const;
 
     // the checks of a batch before anything is stored
     bool check_batch(const llama_batch & batch) const;
-    bool check_windows();
+    bool check_windows(const llama_batch & batch);
 };
 
 //

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -80,36 +81,29 @@ uint64_t llama_self_extend_state::compute_hash() const {
 // fingerprint
 //
 
-// weights that the CPU backend has packed in its own way have no bytes to compare
-static bool has_plain_data(const ggml_tensor * t) {
-    if (!t->buffer || !t->data) {
-        return false;
-    }
-
-    const auto   buft = ggml_backend_buffer_get_type(t->buffer);
-    const auto * dev  = ggml_backend_buft_get_device(buft);
-
-    return ggml_backend_buft_is_host(buft) || (dev && ggml_backend_dev_type(const_cast<ggml_backend_dev_t>(dev)) != GGML_BACKEND_DEVICE_TYPE_CPU);
+// backends pack quantized matrices for their products
+static bool is_never_packed(const ggml_tensor * t) {
+    return t->buffer && t->data && !ggml_is_quantized(t->type);
 }
 
 uint64_t llama_self_extend_fingerprint(const llama_model & model) {
     llama_self_extend_hash res;
 
     // in whatever order they are kept
-    std::vector<std::pair<std::string, std::string>> meta(model.gguf_kv.begin(), model.gguf_kv.end());
-    std::sort(meta.begin(), meta.end());
+    const std::map<std::string, std::string>         meta   (model.gguf_kv.begin(), model.gguf_kv.end());
+    const std::map<std::string, const ggml_tensor *> tensors(model.tensors_by_name.begin(), model.tensors_by_name.end());
 
     for (const auto & [key, value] : meta) {
         res.update(key);
         res.update(value);
     }
 
-    for (const auto & [name, t] : model.tensors_by_name) {
+    for (const auto & [name, t] : tensors) {
         res.update(name);
         res.update(&t->type, sizeof(t->type));
         res.update(t->ne,    sizeof(t->ne));
 
-        if (has_plain_data(t)) {
+        if (is_never_packed(t)) {
             uint8_t sample[256];
             const size_t n = std::min(sizeof(sample), ggml_nbytes(t));
 

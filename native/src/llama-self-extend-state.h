@@ -51,16 +51,21 @@ struct llama_self_extend_state {
     uint32_t v_trans;
     uint32_t n_stream;
 
-    uint32_t n_cells[N_PARTS]; // of the stream with the most
-    uint32_t n_parts;          // how many are there
+    uint32_t n_seq; // one more than the highest sequence of a state of all
 
-    uint64_t n_bytes[N_PARTS] = {}; // 0: not in the stream, but kept on the device
+    uint32_t n_cells [N_PARTS];      // of the stream with the most
+    uint32_t has_part[N_PARTS] = {}; // 0 or 1
+
+    uint32_t unused = 0;
+
+    uint64_t n_bytes[N_PARTS] = {}; // 0: not in the stream, or kept on the device
     uint64_t hash             = 0;  // of all before this
 
     uint64_t compute_hash() const;
 };
 
-// Fingerprint of a model: its metadata, the names, types and shapes of its tensors, and samples of their data.
+// Fingerprint of a model: its metadata, the names, types and shapes of its tensors, and samples of those that no backend packs
+// in a way of its own: it is the same on all devices.
 uint64_t llama_self_extend_fingerprint(const llama_model & model);
 
 // counts bytes
