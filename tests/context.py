@@ -47,7 +47,10 @@ def load() -> _native.Library:
 
 @contextmanager
 def open_model(path: Path, **options: Any) -> Iterator[Any]:
-    """A loaded model; options are those of llama_model_params. llama.cpp's log is kept to ourselves meanwhile: refusals are part of the tests."""
+    """A loaded model; options are those of llama_model_params.
+
+    llama.cpp's log is kept to ourselves meanwhile: refusals are part of the tests.
+    """
     load()
     import llama_cpp
 

@@ -147,7 +147,6 @@ def test_the_kernel_is_refused_for_a_cache_elsewhere(device: Device) -> None:
         device.run([Job(ga_n=4, ga_w=64, attn="fused")])
 
 
-@pytest.mark.skipif(ON_DEVICE, reason="these tests run on the device by themselves")
 @pytest.mark.parametrize(
     "tests",
     [
@@ -158,12 +157,12 @@ def test_the_kernel_is_refused_for_a_cache_elsewhere(device: Device) -> None:
     ids=["sequences", "shifts", "states"],
 )
 def test_sequences_on_a_device(engine_lib: Path, rpc: str, tests: str) -> None:
-    """Batches of several sequences, roll-backs, shifts and states: other tests, with all layers on the server."""
+    """Batches of several sequences, roll-backs, shifts and states: other tests, with all layers on the device."""
     environment = {
-        **os.environ,
-        "PYSELFEXTEND_LIB": str(engine_lib),
         "PYSELFEXTEND_DEVICE": "rpc",
         "PYSELFEXTEND_RPC": rpc,
+        **os.environ,
+        "PYSELFEXTEND_LIB": str(engine_lib),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=540)
