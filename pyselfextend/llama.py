@@ -165,7 +165,10 @@ class Llama(llama_cpp.Llama):
         super().eval(tokens)  # which removes what the cache holds from position 0 on
 
     def save_state(self) -> llama_cpp.LlamaState:
-        """What ``load_state`` takes. With ``ga_n`` above 1 it has logits only where the instance has those of all tokens."""
+        """What ``load_state`` takes.
+
+        With ``ga_n`` above 1 it has logits only where the instance has those of all tokens.
+        """
         state = super().save_state()
         if not self._config.is_plain and not self._logits_all:
             state.scores = state.scores[:0].copy()  # was never written
