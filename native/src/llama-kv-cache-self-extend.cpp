@@ -256,14 +256,14 @@ bool llama_kv_cache_self_extend::seq_rm(llama_seq_id seq_id, llama_pos p0, llama
         if (!swa_has_window(s, p0) || (!can_turn() && !near_missing(s, p0).empty())) {
             return false;
         }
+
+        need_check = true;
     }
 
     bool res = true;
 
     res = res & mem    ->seq_rm(seq_id, p0, p1);
     res = res & kv_near->seq_rm(seq_id, p0, p1);
-
-    need_check = true;
 
     return res;
 }
@@ -291,8 +291,8 @@ void llama_kv_cache_self_extend::seq_add(llama_seq_id seq_id, llama_pos p0, llam
     const auto & far     = cells.seq_pos_get(seq_id);
     const auto   it_last = p1 < 0 ? far.end() : far.lower_bound({ p1, 0 });
 
-    if (it_last == far.begin() || std::prev(it_last)->first < p0) {
-        return; // nothing there
+    if (shift == 0 || it_last == far.begin() || std::prev(it_last)->first < p0) {
+        return; // nothing to do
     }
 
     if (std::prev(it_last)->first + int64_t(shift) >= config.n_ctx_reach) {
