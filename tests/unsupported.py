@@ -47,14 +47,17 @@ GPT = affine(
     ffn_down=(N_FF, N_EMBD),
 )
 
+GEMMA = (
+    QKV
+    | FFN
+    | weights(attn_norm=(N_EMBD,), attn_q_norm=(HEAD,), attn_k_norm=(HEAD,))
+    | weights(post_attention_norm=(N_EMBD,), post_ffw_norm=(N_EMBD,))
+)
+
 #: By architecture: the tensors of each layer.
 LAYERS: dict[str, list[Shapes]] = {
-    "gemma3": [
-        QKV
-        | FFN
-        | weights(attn_norm=(N_EMBD,), attn_q_norm=(HEAD,), attn_k_norm=(HEAD,))
-        | weights(post_attention_norm=(N_EMBD,), post_ffw_norm=(N_EMBD,))
-    ],
+    "gemma3": [GEMMA],
+    "gemma4": [GEMMA] * 4,
     "cohere2": [QKV | {name: FFN[name] for name in FFN if "norm" not in name} | weights(attn_norm=(N_EMBD,))] * 4,
     "gpt2": [GPT],
     "bloom": [GPT],
@@ -75,6 +78,7 @@ LAYERS: dict[str, list[Shapes]] = {
 #: Words of the message that say why.
 REASONS = {
     "gemma3": "all of its layers have a window of their own",
+    "gemma4": "layer 2 attends with the keys of another layer",
     "cohere2": "layers without a window of their own do not use RoPE",
     "gpt2": "does not use RoPE",
     "bloom": "ALiBi",
@@ -86,8 +90,15 @@ REASONS = {
 
 def metadata(arch: str) -> Iterable[tuple[str, Any]]:
     """Keys of one architecture, without its name in front."""
-    if arch in ("gemma3", "cohere2"):
+    if arch in ("gemma3", "gemma4", "cohere2"):
         yield "attention.sliding_window", 16
+    if arch == "gemma4":
+        yield "attention.sliding_window_pattern", [True, False, True, False]
+        yield "attention.shared_kv_layers", 2
+        yield "attention.key_length_swa", HEAD
+        yield "attention.value_length_swa", HEAD
+        yield "embedding_length_per_layer_input", 0
+        yield "final_logit_softcapping", 30.0
     if arch == "cohere2":
         yield "logit_scale", 1.0
     if arch in ("mamba", "jamba"):
@@ -123,11 +134,14 @@ def make(path: Path, arch: str) -> Path:
     writer.add_vocab_size(N_VOCAB)
     writer.add_tokenizer_model("no_vocab")
     for key, value in metadata(arch):
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"{arch}.{key}", value)
+        add = {float: writer.add_float32, list: writer.add_array}.get(type(value), writer.add_uint32)
+        add(f"{arch}.{key}", value)
 
     tensors = weights(token_embd=(N_EMBD, N_VOCAB)) | affine(output_norm=(N_EMBD,))
     if arch == "gpt2":
         tensors |= weights(position_embd=(N_EMBD, N_CTX_TRAIN))
+    if arch == "gemma4":
+        tensors |= weights(rope_freqs=(HEAD // 2,))
     if arch == "bloom":
         tensors |= affine(token_embd_norm=(N_EMBD,))
     if arch not in ("gpt2", "bloom"):

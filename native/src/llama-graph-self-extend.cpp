@@ -41,11 +41,6 @@ void llm_graph_input_self_extend::build_frames(
         const llm_graph_context & gctx, ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * k_rot, int il) {
     auto * ctx0 = gctx.ctx0;
 
-    if (!k_cur) {
-        llama_self_extend_refuse("architecture '%s' is not supported yet: layer %d attends with the keys of another layer",
-                llm_arch_name(gctx.arch), il);
-    }
-
     const auto * far = mctx->get_far();
 
     const bool none = llama_self_extend_rope_none(q_cur) && llama_self_extend_rope_none(k_cur);

@@ -136,6 +136,11 @@ static void check_memory(const llama_memory_i * mem, const llama_model & model) 
     if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
         llama_self_extend_refuse("architecture '%s' is not supported: it does not use RoPE", arch);
     }
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (!hparams.has_kv(il)) {
+            llama_self_extend_refuse("architecture '%s' is not supported yet: layer %u attends with the keys of another layer", arch, il);
+        }
+    }
     if (model.arch == LLM_ARCH_GROK) {
         llama_self_extend_refuse("architecture '%s' is not supported yet: it scales its attention scores in its own way", arch);
     }
