@@ -29,6 +29,7 @@ class Row(NamedTuple):
     """What a cache type does to one model."""
 
     kl: float  # mean, nats
+    error: float  # standard error of the mean
     agreement: float  # share of tokens with the same most probable next token
 
 
@@ -58,15 +59,18 @@ def evaluate(model: Any, tokens: list[int], n_skip: int, ga_n: int, ga_w: int, t
     return np.concatenate(found)
 
 
-def measure(model: Any, tokens: list[int], n_skip: int, ga_n: int, ga_w: int) -> dict[tuple[str, str], Row]:
-    pairs = [(k, v) for k in TYPES for v in dict.fromkeys(("F16", k))]
+def measure(
+    model: Any, tokens: list[int], n_skip: int, ga_n: int, ga_w: int, types: list[str]
+) -> dict[tuple[str, str], Row]:
+    pairs = [("F16", "F16"), *((k, v) for k in types for v in ("F16", k))]
     rows, exact = {}, np.empty(0)
     for pair in pairs:
         start = time.monotonic()
         logits = evaluate(model, tokens, n_skip, ga_n, ga_w, pair)
         exact = logits if pair == ("F16", "F16") else exact
         same = (logits.argmax(axis=1) == exact.argmax(axis=1)).mean()
-        rows[pair] = Row(float(kl_divergence(exact, logits).mean()), float(same))
+        kl = kl_divergence(exact, logits)
+        rows[pair] = Row(float(kl.mean()), float(kl.std() / np.sqrt(len(kl))), float(same))
         print(f"ga_n={ga_n} K {pair[0]} V {pair[1]}: {rows[pair]}, {time.monotonic() - start:.0f} s", file=sys.stderr)
     return rows
 
@@ -80,15 +84,17 @@ def main() -> None:
     )
     parser.add_argument("--ga-n", type=int, default=3, help="group size (%(default)s)")
     parser.add_argument("--ga-w", type=int, default=1024, help="neighbour window (%(default)s)")
+    rounded = [name for name in TYPES if name != "F16"]
+    parser.add_argument("--types", nargs="+", choices=rounded, default=rounded, help="cache types (all)")
     args = parser.parse_args()
     with open_model(args.model) as model:
         tokens = tokenize(model, "\n\n".join(prose()), args.n_tokens)
-        ours = measure(model, tokens, args.n_skip, args.ga_n, args.ga_w)
-        plain = measure(model, tokens, args.n_skip, 1, 0)
+        ours = measure(model, tokens, args.n_skip, args.ga_n, args.ga_w, args.types)
+        plain = measure(model, tokens, args.n_skip, 1, 0, args.types)
     print("| K | V | SelfExtend: mean KL | top-1 | plain: mean KL | top-1 |")
     print("| --- | --- | --- | --- | --- | --- |")
     for pair, row in ours.items():
-        cells = [f"{r.kl:.5f} | {r.agreement:.1%}" for r in (row, plain[pair])]
+        cells = [f"{r.kl:.5f} ± {r.error:.5f} | {r.agreement:.1%}" for r in (row, plain[pair])]
         print(f"| {pair[0]} | {pair[1]} | {cells[0]} | {cells[1]} |")
 
 

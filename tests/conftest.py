@@ -90,7 +90,7 @@ def stock_lib() -> Path:
 def engine_lib() -> Path:
     """The folder of the libllama under test: the installed package's, or the one that PYSELFEXTEND_LIB names."""
     if given := os.environ.get("PYSELFEXTEND_LIB"):
-        return Path(given)
+        return Path(given).resolve()
     from pyselfextend import _native
 
     return _native.lib_dir()

@@ -128,15 +128,16 @@ def test_shifts_are_saved(llama: tuple[Path, Any]) -> None:
     path, model = llama
     tokens = some_tokens(900)
     reference = CachedReference(path, 4, 64)
-    reference.extend(tokens[:600])
+    exact = reference.extend(tokens[:600])
     options: dict[str, Any] = {"type_k": F32, "type_v": F32, "flash_attn_type": 0}
     with Context(model, 4, 64, **options) as ctx, Context(model, 4, 64, **options) as other:
-        ctx.logits(tokens[:600].tolist())
+        rounding = np.abs(ctx.logits(tokens[:600].tolist()) - exact).max()
         drop(ctx, reference, 10, 111)
         assert other.load(ctx.save())
         exact = reference.extend(tokens[600:700])
         for context in (ctx, other):
-            assert np.abs(context.logits(tokens[600:700].tolist(), 600 - 111) - exact).max() < 1e-3
+            logits = context.logits(tokens[600:700].tolist(), 600 - 111)
+            assert np.abs(logits - exact).max() < 4 * rounding + 1e-4
 
 
 def test_one_sequence_of_several(llama: tuple[Path, Any]) -> None:
@@ -145,14 +146,16 @@ def test_one_sequence_of_several(llama: tuple[Path, Any]) -> None:
     for unified in (True, False):
         references = [CachedReference(path, 4, 64) for _ in range(2)]
         with Context(model, 4, 64, n_seq_max=2, kv_unified=unified, type_k=F32, type_v=F32) as ctx:
+            rounding = 0.0
             for seq, reference in enumerate(references):
-                reference.extend(tokens[: 400 + seq])
-                ctx.logits(tokens[: 400 + seq].tolist(), seq=seq)
+                exact = reference.extend(tokens[: 400 + seq])
+                logits = ctx.logits(tokens[: 400 + seq].tolist(), seq=seq)
+                rounding = max(rounding, float(np.abs(logits - exact).max()))
             drop(ctx, references[0], 3, 130)
             for seq, reference in enumerate(references):
                 first = int(reference.pos.max()) + 1
                 logits = ctx.logits(tokens[500:550].tolist(), first, seq)
-                assert np.abs(logits - reference.extend(tokens[500:550])).max() < 5e-3
+                assert np.abs(logits - reference.extend(tokens[500:550])).max() < 4 * rounding + 1e-4
 
 
 def test_a_shift_beyond_the_reach_does_nothing(llama: tuple[Path, Any]) -> None:
