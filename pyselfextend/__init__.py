@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from .config import SelfExtendConfig, SelfExtendInfo
 from .errors import (
+    BenchError,
     ContextFullError,
     DemoError,
+    EvalError,
+    MissingExtraError,
+    ModelFileError,
     NativeLibraryError,
     NotAnIntegerError,
     SelfExtendError,
@@ -27,9 +31,13 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BenchError",
     "ContextFullError",
     "DemoError",
+    "EvalError",
     "Llama",
+    "MissingExtraError",
+    "ModelFileError",
     "NativeLibraryError",
     "NotAnIntegerError",
     "SelfExtendConfig",

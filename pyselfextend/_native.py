@@ -22,11 +22,14 @@ from typing import Any
 from .config import SelfExtendInfo
 from .errors import NativeLibraryError
 
-__all__ = ["ATTN", "Info", "Library", "Params", "claim", "lib_dir", "load"]
+__all__ = ["ATTN", "Info", "Library", "Params", "claim", "given_lib_path", "lib_dir", "load"]
 
 #: Where llama_cpp takes libllama from, and where its multimodal chat handlers take libmtmd from.
 LIB_PATH_VARIABLE = "LLAMA_CPP_LIB_PATH"
 MTMD_PATH_VARIABLE = "MTMD_CPP_LIB"
+
+#: What the variable named before the package set it; doctor reports it.
+given_lib_path = os.environ.get(LIB_PATH_VARIABLE)
 
 #: enum llama_self_extend_attn
 ATTN = {"auto": 0, "fused": 1, "composed": 2}
@@ -98,7 +101,11 @@ class Library:
         )
 
     def build_info(self) -> dict[str, str]:
-        """What the library was built from: version, llama_cpp_python, llama_cpp_sha256, build_id."""
+        """What the library was built from.
+
+        version, build_id, llama_cpp_python, llama_cpp_sha256, llama_cpp_commit, patches (names, separated by spaces),
+        patches_sha256.
+        """
         return dict(json.loads(self._build_info()))
 
 
@@ -125,6 +132,9 @@ def _build() -> Any:
             f"pyselfextend in {Path(__file__).parent} has no native library because it was not built; "
             "install it with pip (in a clone: make setup) and import it from there"
         ) from error
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+        file = getattr(error, "filename", None) or "pyselfextend/_build.py"
+        raise NativeLibraryError(f"{file} is damaged: {error}; {REINSTALL}") from error
 
 
 def _lib_file() -> Path:

@@ -9,6 +9,10 @@
     ├── StateError(RuntimeError)          a saved state that is not one of this instance, or not whole
     ├── ShiftError(RuntimeError)          a context that cannot be shifted
     ├── NativeLibraryError(ImportError)   the native library is missing, not of this build, or not the one in use
+    ├── MissingExtraError(ImportError)    an optional dependency is not installed
+    ├── ModelFileError(ValueError)        a file that is not GGUF, is damaged, or cannot be loaded as a model
+    ├── EvalError(RuntimeError)           an evaluation cannot run: its texts, lengths or results do not fit
+    ├── BenchError(RuntimeError)          a benchmark cannot run
     └── DemoError(RuntimeError)           the demo cannot run: no model, or a model that cannot be loaded
 
 Each message is one sentence or two: what was given, and what is allowed or what to do.
@@ -17,8 +21,12 @@ Each message is one sentence or two: what was given, and what is allowed or what
 from __future__ import annotations
 
 __all__ = [
+    "BenchError",
     "ContextFullError",
     "DemoError",
+    "EvalError",
+    "MissingExtraError",
+    "ModelFileError",
     "NativeLibraryError",
     "NotAnIntegerError",
     "SelfExtendError",
@@ -60,6 +68,22 @@ class ShiftError(SelfExtendError, RuntimeError):
 
 class NativeLibraryError(SelfExtendError, ImportError):
     """The native library is missing, was not built with this package, or another llama.cpp is in the process."""
+
+
+class MissingExtraError(SelfExtendError, ImportError):
+    """An optional dependency is not installed. The message names the extra that brings it."""
+
+
+class ModelFileError(SelfExtendError, ValueError):
+    """A file is not GGUF, is truncated or damaged, or cannot be loaded as a model. The message says which."""
+
+
+class EvalError(SelfExtendError, RuntimeError):
+    """An evaluation cannot run as asked for: a text or a length is too short, a results file is something else."""
+
+
+class BenchError(SelfExtendError, RuntimeError):
+    """A benchmark cannot run, for example because the stock build failed. The message says where its log is."""
 
 
 class DemoError(SelfExtendError, RuntimeError):

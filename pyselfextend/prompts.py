@@ -7,14 +7,17 @@ but in real prose instead of one repeated sentence. The prose is what Python its
 
 from __future__ import annotations
 
+import ast
 import random
 import re
-from collections.abc import Callable, Sequence
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import DemoError
 
-__all__ = ["Fact", "Tokenize", "build_prompt", "prose"]
+__all__ = ["Fact", "Tokenize", "build_prompt", "docstrings", "prose"]
 
 #: Turns text into tokens. The second argument says whether special tokens, such as those of a chat template, count.
 Tokenize = Callable[[str, bool], list[int]]
@@ -38,6 +41,31 @@ def prose() -> list[str]:
             if _is_prose(paragraph):
                 paragraphs[paragraph] = None
     return list(paragraphs)
+
+
+def docstrings() -> Iterator[str]:
+    """Paragraphs of English prose from the docstrings of Python's standard library, module by module, each once.
+
+    The modules are read, not imported. All of them take some seconds.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    seen = set()
+    for path in sorted(library.rglob("*.py")):
+        folders = path.relative_to(library).parts[:-1]
+        if {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"} & set(folders):
+            continue
+        try:
+            module = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):  # some files are there to be wrong
+            continue
+        for node in ast.walk(module):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                continue
+            for block in (ast.get_docstring(node) or "").split("\n\n"):
+                paragraph = " ".join(block.split())
+                if _is_prose(paragraph) and paragraph not in seen:
+                    seen.add(paragraph)
+                    yield paragraph
 
 
 def _is_prose(paragraph: str) -> bool:

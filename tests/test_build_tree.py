@@ -259,6 +259,24 @@ def test_a_pin_of_another_form_is_refused(tree: Tree) -> None:
     assert "must hold one line" in said(tree.prepare())
 
 
+def test_what_the_library_says_of_its_source(tree: Tree) -> None:
+    """The commit that the pin names, and the series."""
+    tree.write_series(**{"0002-b": P_GRAPH, "0001-a": P_CONTEXT})
+    patches = sorted(tree.patches.iterdir())
+    script = tree.root / "identity.cmake"
+    script.write_text(
+        f'include("{SCRIPTS}/apply.cmake")\ninclude("{SCRIPTS}/identity.cmake")\n'
+        f'pyselfextend_read_commit("{tree.pin}" commit)\n'
+        f"pyselfextend_describe_series(names sha256 {' '.join(map(str, patches))})\n"
+        'execute_process(COMMAND "${CMAKE_COMMAND}" -E echo "${commit}, ${names}, ${sha256}")\n'
+    )
+    assert "must hold a line `# llama.cpp commit: COMMIT`" in said(run_script(script))
+    tree.pin.write_text("# llama.cpp commit: 0123abcd\n" + tree.pin.read_text())
+    hashes = "".join(f"{hashlib.sha256(patch.read_bytes()).hexdigest()} {patch.name}\n" for patch in patches)
+    expected = hashlib.sha256(hashes.encode()).hexdigest()
+    assert ok(run_script(script)) == f"0123abcd, 0001-a 0002-b, {expected}\n"
+
+
 def fetch(tree: Tree, links: Path, python: str = sys.executable) -> Result:
     env = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links), "PIP_NO_CACHE_DIR": "1"}
     return run_script(SCRIPTS / "fetch.cmake", env=env, PIN=tree.pin, CACHE_DIR=tree.root / "cache", PYTHON=python)

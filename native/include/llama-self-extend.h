@@ -72,8 +72,9 @@ extern "C" {
     LLAMA_API bool llama_self_extend_get_info(const struct llama_context * ctx, struct llama_self_extend_info * info);
 
     // What this library was built from, as a JSON object of strings:
-    //   version, llama_cpp_python, llama_cpp_sha256, build_id
+    //   version, build_id, llama_cpp_python, llama_cpp_sha256, llama_cpp_commit, patches, patches_sha256
     // build_id is a hash of the pinned source, the patch series and our own sources.
+    // patches are the names of the series in order, separated by spaces; patches_sha256 is a hash of names and contents.
     LLAMA_API const char * llama_self_extend_build_info(void);
 
     //

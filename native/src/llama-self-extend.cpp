@@ -223,9 +223,12 @@ bool llama_self_extend_get_info(const llama_context * ctx, llama_self_extend_inf
 const char * llama_self_extend_build_info(void) {
     return "{"
         "\"version\": \""          LLAMA_SELF_EXTEND_VERSION          "\", "
+        "\"build_id\": \""         LLAMA_SELF_EXTEND_BUILD_ID         "\", "
         "\"llama_cpp_python\": \"" LLAMA_SELF_EXTEND_LLAMA_CPP_PYTHON "\", "
         "\"llama_cpp_sha256\": \"" LLAMA_SELF_EXTEND_LLAMA_CPP_SHA256 "\", "
-        "\"build_id\": \""         LLAMA_SELF_EXTEND_BUILD_ID         "\""
+        "\"llama_cpp_commit\": \"" LLAMA_SELF_EXTEND_LLAMA_CPP_COMMIT "\", "
+        "\"patches\": \""          LLAMA_SELF_EXTEND_PATCHES          "\", "
+        "\"patches_sha256\": \""   LLAMA_SELF_EXTEND_PATCHES_SHA256   "\""
         "}";
 }
 

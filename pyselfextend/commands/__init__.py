@@ -1,1 +1,1 @@
-"""One module per command of ``pyselfextend``, each with ``main(arguments) -> int``."""
+"""One module per command of ``pyselfextend``, each with a ``click.Command`` named ``command``."""

@@ -1,0 +1,301 @@
+"""What is measured, and in which order. Pure: imports nothing native.
+
+Order. A cache grows from depth to depth, so each configuration reads its text once. At a depth all configurations take
+turns: a first round that is not counted, then ``n_rounds`` that are, A B, B A, A B, ... Those of a round are
+neighbours in time, so that their ratio is not disturbed by what changes slowly, and a drift favours nobody.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import GGMLQuantizationType
+
+from .. import positions
+from ..cache_size import CACHE_TYPES, cache_type
+from ..config import SETTING_MAX, SelfExtendConfig, integer
+from ..errors import SettingError
+from ..model_info import model_info
+from ..plan import choose_ga_n
+from .worker import ATTN, N_WARM_UP
+
+__all__ = ["DEPTHS", "Configuration", "Plan", "Step", "make_plan", "usable_cores"]
+
+#: Where speed is measured if nothing is said, as far as the pairs reach.
+DEPTHS = (0, 1024, 4096, 8192)
+
+N_BATCH_MIN = 32
+N_ROUNDS_MAX = 1000
+
+OURS, STOCK = "pyselfextend", "stock"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One column of the comparison: a library, and a context in it. Each has a process of its own."""
+
+    library: str
+    """``pyselfextend``, or ``stock``, the build of the same source without our patches."""
+
+    ga_n: int = 1
+    """Group size; 1 is the plain model."""
+
+    ga_w: int = 0
+    """Neighbour window in tokens."""
+
+    attn: str = ""
+    """How the attention of an extended model is computed: ``fused`` or ``composed``. Empty for a plain one."""
+
+    flash: bool = True
+    """Whether llama.cpp's flash attention is on. For an extended model it decides how V is cached."""
+
+    type_k: str = "F16"
+    """The cache's type for keys, by ggml's name."""
+
+    type_v: str = "F16"
+    """The cache's type for values."""
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether this is the baseline."""
+        return self.library == STOCK
+
+    @property
+    def kind(self) -> str:
+        """``stock``, ``plain``, or the pair and its way of computing: what is compared."""
+        return f"{self.ga_n}:{self.ga_w} {self.attn}" if self.ga_n > 1 else "stock" if self.is_stock else "plain"
+
+    @property
+    def name(self) -> str:
+        """What it is called beside others with the same cache."""
+        return f"{self.kind}, flash {'on' if self.flash else 'off'}"
+
+    @property
+    def cache(self) -> str:
+        """The cache's type, or types if K and V differ."""
+        return self.type_k if self.type_k == self.type_v else f"{self.type_k}:{self.type_v}"
+
+    def __str__(self) -> str:
+        return f"{self.name}, cache {self.cache}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One request to one worker."""
+
+    configuration: Configuration
+    phase: str
+    """``fill``, ``prefill`` or ``decode``."""
+
+    depth: int
+    """Tokens in the cache before it."""
+
+    n_tokens: int
+    """Tokens that it evaluates."""
+
+    threads: int
+    round: int = 0
+    """From 1; 0 is not counted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on a model."""
+
+    model: Path
+    about: str
+    """What kind of model it is: architecture, quantization, size."""
+
+    n_ctx_train: int
+    """The context the model was trained with, in tokens."""
+
+    configurations: tuple[Configuration, ...]
+    depths: tuple[int, ...]
+    """Tokens in the cache, ascending."""
+
+    threads: tuple[int, ...]
+    n_prefill: int = 512
+    """Tokens of a prompt that are evaluated at a depth, in batches of ``n_batch``."""
+
+    n_decode: int = 32
+    """Tokens that are evaluated one by one at a depth."""
+
+    n_rounds: int = 5
+    n_batch: int = 512
+    """The largest batch, and the largest physical one, in tokens."""
+
+    n_gpu_layers: int = 0
+    swa_full: bool = True
+    """Whether layers with a window of their own keep the whole context, as llama-cpp-python's ``Llama`` does."""
+
+    @property
+    def n_ctx(self) -> int:
+        """The context of every configuration, in tokens."""
+        return self.depths[-1] + self.n_room
+
+    @property
+    def n_room(self) -> int:
+        """Tokens that are evaluated at a depth, at most."""
+        return max(self.n_prefill, self.n_decode, N_WARM_UP + 1)
+
+    def steps(self) -> Iterator[Step]:
+        """Everything, in its order."""
+        at = 0
+        for depth in self.depths:
+            if depth > at:
+                for configuration in self.configurations:
+                    yield Step(configuration, "fill", at, depth - at, max(self.threads))
+                at = depth
+            for threads in self.threads:
+                for number in range(self.n_rounds + 1):
+                    order = self.configurations if number % 2 else self.configurations[::-1]
+                    for phase, n_tokens in (("prefill", self.n_prefill), ("decode", self.n_decode)):
+                        for configuration in order:
+                            yield Step(configuration, phase, depth, n_tokens, threads, number)
+
+
+def make_plan(
+    model: str | os.PathLike[str],
+    *,
+    depths: Sequence[int] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    plain: bool = True,
+    stock: bool = True,
+    attn: Sequence[str] = ("fused",),
+    flash: Sequence[bool] = (True,),
+    caches: Sequence[str] = ("F16",),
+    threads: Sequence[int] | None = None,
+    n_prefill: int = 512,
+    n_decode: int = 32,
+    n_rounds: int = 5,
+    n_batch: int = 512,
+    n_gpu_layers: int = 0,
+    swa_full: bool = True,
+) -> Plan:
+    """A plan, checked against the model as far as that goes without loading it.
+
+    Args:
+        model: path of the GGUF file.
+        depths: tokens in the cache. None: ``DEPTHS``, as far as the pairs reach.
+        pairs: ``(ga_n, ga_w)`` with ``ga_n`` above 1. None: ``ga_w`` an eighth of the trained context, and ``ga_n`` by
+            the authors' rule for the longest depth. Empty: none.
+        plain: whether our build is measured with ``ga_n`` 1.
+        stock: whether the stock build is. It is with flash attention on and off; the faster one is the baseline.
+        attn: ``fused``, ``composed``: how the attention of pairs is computed.
+        flash: with flash attention on, off: of our build.
+        caches: types of the KV cache, of ``cache_size.CACHE_TYPES``, or of K and V apart (``Q8_0:F16``). A quantized V
+            exists with flash attention only.
+        threads: numbers of threads. None: as many as there are cores.
+        n_prefill, n_decode, n_rounds, n_batch, n_gpu_layers, swa_full: see ``Plan``.
+
+    Raises:
+        ModelFileError: the file is not a GGUF model.
+        SettingError: a value is not allowed, or a pair does not reach a depth.
+    """
+    path = Path(model)
+    info = model_info(path)
+    n_ctx_train = info.n_ctx_train
+    counts = {
+        "n_prefill": integer("n_prefill", n_prefill, 1, SETTING_MAX),
+        "n_decode": integer("n_decode", n_decode, 1, SETTING_MAX),
+        "n_rounds": integer("n_rounds", n_rounds, 1, N_ROUNDS_MAX),
+        "n_batch": integer("n_batch", n_batch, N_BATCH_MIN, SETTING_MAX),
+        "n_gpu_layers": integer("n_gpu_layers", n_gpu_layers, 0, SETTING_MAX),
+    }
+    n_room = max(n_prefill, n_decode, N_WARM_UP + 1)
+    if depths is not None:
+        depths = sorted({integer("depth", depth, 0, SETTING_MAX - n_room) for depth in depths})
+        if not depths:
+            raise SettingError("there is nothing to measure: no depth")
+    if pairs is None:
+        ga_w = n_ctx_train // 8
+        pairs = [(choose_ga_n(n_ctx_train, ga_w, max(depths or DEPTHS) + n_room), ga_w)]
+    for ga_n, ga_w in pairs:
+        integer("ga_n", SelfExtendConfig(ga_n, ga_w).ga_n, 2)
+    chosen = _depths(depths, pairs, n_ctx_train, n_room)
+    plan = Plan(
+        path,
+        f"{info.architecture} {info.quantization}, {info.n_params / 1e6:.0f} million parameters",
+        n_ctx_train,
+        tuple(_configurations(pairs, plain, stock, attn, flash, caches)),
+        chosen,
+        tuple(_threads(threads)),
+        swa_full=swa_full,
+        **counts,
+    )
+    if not plan.configurations:
+        raise SettingError("there is nothing to measure: no plain model, no pair, no stock build")
+    return plan
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _depths(
+    depths: Sequence[int] | None, pairs: Sequence[tuple[int, int]], n_ctx_train: int, n_room: int
+) -> tuple[int, ...]:
+    """The depths that are asked for, or those of ``DEPTHS`` that all pairs reach."""
+    deepest = max(depths or (0,))
+    limit = SETTING_MAX
+    for ga_n, ga_w in pairs:
+        reach = positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)
+        limit = min(limit, reach - n_room)
+        if deepest + n_room > reach:
+            smallest = positions.ga_n_min(n_ctx_train, ga_w, deepest + n_room)
+            allowed = f"depths up to {reach - n_room}, or " if reach >= n_room else ""
+            raise SettingError(
+                f"a depth of {deepest} and {n_room} tokens more are beyond what {ga_n}:{ga_w} reaches on this model, "
+                f"{reach} tokens; give {allowed}a group size of at least {smallest}"
+            )
+    return tuple(depths or (depth for depth in DEPTHS if depth <= limit))
+
+
+def _threads(threads: Sequence[int] | None) -> Iterator[int]:
+    n_cores = usable_cores()
+    for number in dict.fromkeys([n_cores] if threads is None else threads):
+        yield integer("threads", number, 1, n_cores)
+
+
+def _configurations(
+    pairs: Sequence[tuple[int, int]],
+    plain: bool,
+    stock: bool,
+    attn: Sequence[str],
+    flash: Sequence[bool],
+    caches: Sequence[str],
+) -> Iterator[Configuration]:
+    for kind in attn:
+        if kind not in ATTN:
+            raise SettingError(f"attn is {kind!r}; it must be one of {', '.join(ATTN)}")
+    for type_k, type_v in dict.fromkeys(_types(cache) for cache in caches):
+        n_block, _ = CACHE_TYPES[type_v]
+        possible = (True, False) if n_block == 1 else (True,)
+        if not set(flash) & set(possible):
+            raise SettingError(f"a cache of type {type_v} for V needs flash attention")
+        if stock:
+            for on in possible:
+                yield Configuration(STOCK, flash=on, type_k=type_k, type_v=type_v)
+        for on in (on for on in dict.fromkeys(flash) if on in possible):
+            if plain:
+                yield Configuration(OURS, flash=on, type_k=type_k, type_v=type_v)
+            for ga_n, ga_w in dict.fromkeys(pairs):
+                for kind in dict.fromkeys(attn):
+                    yield Configuration(OURS, ga_n, ga_w, kind, on, type_k, type_v)
+
+
+def _types(cache: str) -> tuple[str, str]:
+    """Types of K and V."""
+    type_k, colon, type_v = cache.partition(":")
+    return cache_type(type_k), cache_type(type_v if colon else type_k)
+
+
+def ggml_type(name: str) -> int:
+    """ggml's number of a cache type."""
+    return int(GGMLQuantizationType[name])

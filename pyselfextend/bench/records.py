@@ -1,0 +1,174 @@
+"""What a benchmark yields, and how it is kept in a file. Pure: imports nothing native."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import BenchError
+from .machine import Machine
+from .plan import Configuration, Plan
+
+__all__ = ["Measurement", "Memory", "Opened", "Record", "Results"]
+
+FORMAT = "pyselfextend-bench"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A configuration's process has its model and its context."""
+
+    configuration: Configuration
+    library: str
+    """Path of libllama."""
+
+    build: Mapping[str, str]
+    """What our library says it was built from; empty for the stock one."""
+
+    system_info: str
+    """CPU features and options, as ``llama_print_system_info`` names them."""
+
+    devices: tuple[str, ...]
+    """Devices beside the CPU that the model uses."""
+
+    cache_mib: float
+    """All parts of the KV cache in MiB, as the library says."""
+
+    bytes_base: int
+    """The process's peak memory before the model was loaded, in bytes."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One timed stretch of tokens."""
+
+    configuration: Configuration
+    phase: str
+    """``prefill``: a prompt in batches; ``decode``: tokens one by one."""
+
+    depth: int
+    """Tokens in the cache at its beginning."""
+
+    threads: int
+    round: int
+    """From 1. Those of a round were measured one after the other."""
+
+    n_tokens: int
+    """Tokens that were evaluated, as the library counts them."""
+
+    seconds: float
+    """In ``llama_decode`` and ``llama_synchronize``."""
+
+    cpu_seconds: float
+    """CPU time of the process, all threads together."""
+
+    other_cores: float
+    """How many cores other processes kept busy meanwhile, of those that this process may use."""
+
+    started: float
+    """Seconds since the benchmark began."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The speed."""
+        return self.n_tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a configuration's process had taken by the end of a depth."""
+
+    configuration: Configuration
+    depth: int
+    bytes_peak: int
+    """Largest resident memory so far, in bytes. It counts Python, the cache, and the model file's pages too."""
+
+
+Record: TypeAlias = Opened | Measurement | Memory
+
+
+@dataclass(frozen=True)
+class Results:
+    """A benchmark as it is kept: where it ran, what was planned, and everything that was measured."""
+
+    machine: Machine
+    plan: Plan
+    records: tuple[Record, ...]
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """The records of a kind, in their order."""
+        return [record for record in self.records if isinstance(record, kind)]
+
+    def to_json(self) -> str:
+        """As text; configurations are numbers in the records and stand in the plan."""
+        numbers = {configuration: i for i, configuration in enumerate(self.plan.configurations)}
+        records = []
+        for record in self.records:
+            fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+            kind = type(record).__name__.lower()
+            records.append({"record": kind, **fields, "configuration": numbers[record.configuration]})
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "machine": dataclasses.asdict(self.machine),
+            "plan": {**dataclasses.asdict(self.plan), "model": str(self.plan.model)},
+            "records": records,
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write a file with ``to_json`` in it, whole or not at all.
+
+        Raises:
+            BenchError: it cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise BenchError(f"the results cannot be written to {path}: {error.strerror or error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """What ``to_json`` wrote.
+
+        Raises:
+            BenchError: it is something else.
+        """
+        try:
+            document = json.loads(text)
+            if (document["format"], document["version"]) != (FORMAT, VERSION):
+                raise BenchError(f"it is {document['format']} {document['version']}, not {FORMAT} {VERSION}")
+            plan = _plan(document["plan"])
+            records = tuple(_record(fields, plan.configurations) for fields in document["records"])
+            return cls(Machine(**document["machine"]), plan, records)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise BenchError(f"this is not what a benchmark writes: {error}") from error
+
+
+def _plan(fields: Mapping[str, Any]) -> Plan:
+    return Plan(
+        **{
+            **fields,
+            "model": Path(fields["model"]),
+            "configurations": tuple(Configuration(**each) for each in fields["configurations"]),
+            "depths": tuple(fields["depths"]),
+            "threads": tuple(fields["threads"]),
+        }
+    )
+
+
+def _record(fields: Mapping[str, Any], configurations: Sequence[Configuration]) -> Record:
+    kinds: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Opened, Measurement, Memory)}
+    values = {**fields, "configuration": configurations[fields["configuration"]]}
+    kind = kinds[values.pop("record")]
+    if kind is Opened:
+        values["devices"] = tuple(values["devices"])
+    record: Record = kind(**values)
+    return record

@@ -1,0 +1,274 @@
+"""Times one configuration: a process with one libllama, one model and one context.
+
+``process.Worker`` runs this file by its path, also for the stock library. So it imports nothing of the package, whose
+import would make llama_cpp load ours. Requests come as lines of JSON on standard input, replies go as lines of JSON to
+standard output. The end of its input is the end of the process, whatever it is doing: it cannot outlive who started it.
+
+    {"do": "open", ...}: load the model, make the context
+    {"do": "fill", "depth", "n_tokens", "threads"}: evaluate tokens; replies {"at": depth} on the way
+    {"do": "measure", "depth", "n_tokens", "threads", "phase"}: time tokens
+    {"do": "memory"}: say what the process has taken
+
+The reply is {"done": ...}, or {"error": text, "kind": "model", "setting" or "bench"}.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import json
+import os
+import queue
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ATTN = {"fused": 1, "composed": 2}  # enum llama_self_extend_attn
+FLASH = {False: 0, True: 1}  # enum llama_flash_attn_type
+
+#: Tokens that are evaluated one by one, and not counted, before anything is timed: the first batch after the cache was
+#: cut restores the near part, and threads and caches are cold after another worker's turn.
+N_WARM_UP = 2
+
+ERROR = 4  # enum ggml_log_level
+
+SEED = 1
+
+
+class Failure(Exception):
+    """What the request cannot do, and of what kind that is."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Params(ctypes.Structure):
+    """struct llama_self_extend_params"""
+
+    _fields_ = [("ga_n", ctypes.c_uint32), ("ga_w", ctypes.c_uint32), ("attn", ctypes.c_int)]
+
+
+class Bench:
+    """The library, the model and the context. What is evaluated are the first tokens of a fixed text."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        import llama_cpp
+
+        self.api: Any = llama_cpp
+        self.lib: Any = llama_cpp.llama_cpp._lib
+        if not Path(self.lib._name).parent.samefile(request["lib"]):
+            raise Failure("bench", f"llama_cpp has loaded {self.lib._name} instead of the library in {request['lib']}")
+        self.log = Log(self.api)
+        self.n_batch = int(request["n_batch"])
+        self.bytes_base = bytes_peak()  # Python and the library, before the model
+
+        self.api.llama_backend_init()
+        self.model = self._load(request)
+        self.ctx = self._create(request)
+        self.memory = self.api.llama_get_memory(self.ctx)
+        n_vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
+        tokens = random.Random(SEED).choices(range(n_vocab), k=request["n_ctx"])
+        self.tokens = (ctypes.c_int32 * len(tokens))(*tokens)
+
+        # What cannot be evaluated is known now. And llama.cpp's two counters say 1 where they are at 0.
+        self.evaluate(0, 2)
+        self.evaluate(2, 1)
+        self.cut(0)
+
+    def _load(self, request: dict[str, Any]) -> Any:
+        params = self.api.llama_model_default_params()
+        params.n_gpu_layers = request["n_gpu_layers"]
+        model = self.api.llama_model_load_from_file(os.fsencode(request["model"]), params)
+        if not model:
+            raise Failure("model", f"{request['model']} could not be loaded: {self.log.reason()}")
+        return model
+
+    def _create(self, request: dict[str, Any]) -> Any:
+        params = self.api.llama_context_default_params()
+        params.n_ctx = request["n_ctx"]
+        params.n_batch = params.n_ubatch = self.n_batch
+        params.type_k, params.type_v = request["type_k"], request["type_v"]
+        params.flash_attn_type = FLASH[request["flash"]]
+        params.swa_full = request["swa_full"]
+        extended = request["ga_n"] > 1
+        if extended:
+            self.lib.llama_self_extend_set_next.argtypes = [Params]
+            self.lib.llama_self_extend_set_next.restype = ctypes.c_bool
+            self.lib.llama_self_extend_last_error.restype = ctypes.c_char_p
+            pair = Params(request["ga_n"], request["ga_w"], ATTN[request["attn"]])
+            if not self.lib.llama_self_extend_set_next(pair):
+                raise Failure("setting", self.lib.llama_self_extend_last_error().decode())
+        ctx = self.api.llama_init_from_model(self.model, params)
+        if not ctx:
+            refused = self.lib.llama_self_extend_last_error().decode() if extended else ""
+            raise Failure("setting", refused or f"llama.cpp made no context: {self.log.reason()}")
+        return ctx
+
+    def describe(self) -> dict[str, Any]:
+        """What was opened."""
+        build = {}
+        if hasattr(self.lib, "llama_self_extend_build_info"):
+            self.lib.llama_self_extend_build_info.restype = ctypes.c_char_p
+            build = json.loads(self.lib.llama_self_extend_build_info())
+        return {
+            "library": self.lib._name,
+            "build": build,
+            "system_info": self.api.llama_print_system_info().decode().strip(),
+            "devices": self.log.devices(),
+            "cache_mib": self.log.cache_mib(),
+            "bytes_base": self.bytes_base,
+        }
+
+    def fill(self, depth: int, n_tokens: int, threads: int) -> Iterator[int]:
+        """Evaluate ``n_tokens`` at ``depth``; yields how far it is."""
+        self.cut(depth)
+        self.api.llama_set_n_threads(self.ctx, threads, threads)
+        for at in range(depth, depth + n_tokens, self.n_batch):
+            n = min(self.n_batch, depth + n_tokens - at)
+            self.evaluate(at, n)
+            yield at + n
+
+    def measure(self, depth: int, n_tokens: int, threads: int, phase: str) -> dict[str, Any]:
+        """Time ``n_tokens`` at ``depth``, as prompts are read or one by one; returns seconds and what was evaluated."""
+        self.cut(depth)
+        self.api.llama_set_n_threads(self.ctx, threads, threads)
+        for i in range(N_WARM_UP):
+            self.evaluate(depth + i, 1)
+        self.cut(depth)
+        step = {"prefill": self.n_batch, "decode": 1}[phase]
+
+        n_before = self.n_evaluated()
+        cpu_before, start = time.process_time(), time.perf_counter()
+        for first in range(0, n_tokens, step):
+            self.evaluate(depth + first, min(step, n_tokens - first))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_before
+        return {"seconds": seconds, "cpu_seconds": cpu, "n_tokens": self.n_evaluated() - n_before}
+
+    def cut(self, depth: int) -> None:
+        """Forget what stands at ``depth`` and after it."""
+        if not self.api.llama_memory_seq_rm(self.memory, 0, depth, -1) or self.n_past() != depth:
+            raise Failure(
+                "bench", f"the cache of this model cannot go back to {depth} tokens; try it with a full one (swa_full)"
+            )
+
+    def evaluate(self, pos: int, n_tokens: int) -> None:
+        """Evaluate the tokens at ``pos`` and wait for the logits of the last one."""
+        first = ctypes.cast(ctypes.byref(self.tokens, 4 * pos), ctypes.POINTER(ctypes.c_int32))
+        status = self.api.llama_decode(self.ctx, self.api.llama_batch_get_one(first, n_tokens))
+        self.api.llama_synchronize(self.ctx)
+        if status != 0:
+            raise Failure(
+                "bench", f"llama_decode returned {status} for {n_tokens} tokens at {pos}: {self.log.reason()}"
+            )
+
+    def n_past(self) -> int:
+        """Tokens in the cache."""
+        return int(self.api.llama_memory_seq_pos_max(self.memory, 0)) + 1
+
+    def n_evaluated(self) -> int:
+        """Tokens that the library says it has evaluated."""
+        perf = self.api.llama_perf_context(self.ctx)
+        return int(perf.n_p_eval + perf.n_eval)
+
+
+class Log:
+    """What llama.cpp logs: the last part of it, problems also to standard error."""
+
+    def __init__(self, api: Any) -> None:
+        self.errors: list[str] = []
+        self.lines: collections.deque[str] = collections.deque(maxlen=20000)
+        self._callback = api.llama_log_callback(self._note)  # must live as long as the library
+        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _note(self, level: int, text: bytes, _: Any) -> None:
+        line = text.decode(errors="replace")
+        self.lines.append(line)
+        if level == ERROR:
+            self.errors.append(line)
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    def reason(self) -> str:
+        """What went wrong first; what follows are consequences."""
+        return re.sub(r"^\w+: ", "", self.errors[0].strip()) if self.errors else "llama.cpp gives no reason"
+
+    def devices(self) -> list[str]:
+        """Devices that the model uses, beside the CPU."""
+        return re.findall(r"using device (.*?) - \d+ MiB free", "".join(self.lines))
+
+    def cache_mib(self) -> float:
+        """All parts of the cache, in MiB, as the library says it when it makes them: two decimals each."""
+        return sum(float(size) for size in re.findall(r"KV buffer size = +([\d.]+) MiB", "".join(self.lines)))
+
+
+def bytes_peak() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not ru_maxrss, which goes on counting from what forked this process
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        assert found
+        return int(found[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def requests() -> Iterator[dict[str, Any]]:
+    """Requests as they come. A thread reads them, and ends the process at the end of input."""
+    waiting: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            waiting.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield waiting.get()
+
+
+def answer(bench: Bench | None, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The replies to a request."""
+    assert bench is not None
+    what = request.pop("do")
+    if what == "open":
+        yield {"done": bench.describe()}
+    elif what == "fill":
+        for at in bench.fill(**request):
+            yield {"at": at}
+        yield {"done": None}
+    elif what == "measure":
+        yield {"done": bench.measure(**request)}
+    else:
+        yield {"done": {"bytes_peak": bytes_peak()}}
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no reply
+    bench = None
+    for request in requests():
+        try:
+            if request["do"] == "open":
+                bench = Bench(request)
+            for reply in answer(bench, request):
+                print(json.dumps(reply), file=replies, flush=True)
+        except Failure as failure:
+            print(json.dumps({"error": str(failure), "kind": failure.kind}), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    own = Path(__file__).resolve().parent
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != own]  # names here hide others
+    main()

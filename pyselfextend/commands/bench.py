@@ -1,0 +1,227 @@
+"""``pyselfextend bench``: how fast a model reads and writes at depth, against the stock build, and its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..cache_size import CACHE_TYPES
+from ._command import Command, option
+from ._options import GGUF_FILE, CommaSeparated, Integer, n_cores
+
+EPILOG = """The stock build is llama.cpp from the same pinned source without our patches, compiled as our library was.
+It is built once, into the cache folder (PYSELFEXTEND_CACHE_DIR, or the user's), which takes a C++ compiler and minutes.
+
+Every configuration has a process of its own, and one computes at a time. At each depth they take turns in rounds; the
+first round is not counted. Ctrl-C ends all and shows what has been measured.
+
+With --json, one object. machine; plan (depths, threads and n_* in tokens); records in their order, where configuration
+is a number in plan.configurations: opened (library, build, system_info, devices, cache_mib, bytes_base),
+measurement (phase, depth, threads, round, n_tokens, seconds, cpu_seconds, other_cores, started), memory (depth,
+bytes_peak).
+"""
+
+
+class Pair(click.ParamType[tuple[int, int]]):
+    """A group size and a neighbour window, ``G:W``."""
+
+    name = "pair"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Read it."""
+        ga_n, colon, ga_w = value.partition(":")
+        if not (colon and ga_n.isdecimal() and ga_w.isdecimal()) or int(ga_n) < 2:
+            self.fail(f"{value!r} is not G:W, a group size of at least 2 and a neighbour window", param, ctx)
+        return int(ga_n), int(ga_w)
+
+
+def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Say now what cannot be written later."""
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise click.BadParameter(f"{path} cannot be written", ctx, param)
+    return path
+
+
+@click.command(
+    cls=Command,
+    epilog=EPILOG,
+    examples=[
+        "pyselfextend bench model.gguf",
+        "pyselfextend bench model.gguf --pairs 4:1024 --depths 0,16384 --plot speed.png",
+        "pyselfextend bench model.gguf --cache F16,Q8_0 --threads 1,4 --no-stock",
+    ],
+)
+@click.argument("model", type=GGUF_FILE)
+@option(
+    "--pairs",
+    type=CommaSeparated(Pair()),
+    metavar="G:W,...",
+    section="What is compared",
+    show_default="by the authors' rule for the longest depth",
+    help="Group sizes and neighbour windows.",
+)
+@option("--no-pairs", is_flag=True, section="What is compared", show_default=False, help="Leave pairs out.")
+@option("--plain/--no-plain", default=True, section="What is compared", help="Our build with the plain model.")
+@option(
+    "--stock",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    section="What is compared",
+    show_default="it is built",
+    help="Folder of a stock libllama.",
+)
+@option("--no-stock", is_flag=True, section="What is compared", show_default=False, help="Leave the baseline out.")
+@option(
+    "--attn",
+    type=CommaSeparated(click.Choice(["fused", "composed"])),
+    metavar="KIND,...",
+    section="What is compared",
+    show_default="fused; with layers on the GPU composed",
+    help="How the attention of pairs is computed: fused, composed.",
+)
+@option(
+    "--flash-attn",
+    "flash",
+    type=CommaSeparated(click.Choice(["on", "off"])),
+    default="on",
+    metavar="on,off",
+    section="What is compared",
+    help="Flash attention, of our build; the stock build is measured with both.",
+)
+@option(
+    "--cache",
+    "caches",
+    type=CommaSeparated(click.STRING),
+    default="F16",
+    metavar="T,...",
+    section="What is compared",
+    help=f"Types of the KV cache, or of K and V apart (Q8_0:F16): {', '.join(CACHE_TYPES)}.",
+)
+@option(
+    "--threads",
+    type=CommaSeparated(Integer(1)),
+    metavar="T,...",
+    section="What is compared",
+    show_default=f"all cores: {n_cores()}",
+    help="Numbers of threads.",
+)
+@option(
+    "--depths",
+    type=CommaSeparated(Integer(0)),
+    metavar="N,...",
+    section="What is measured",
+    show_default="0,1024,4096,8192 as far as the pairs reach",
+    help="Tokens in the cache.",
+)
+@option("--prefill", type=Integer(1), default=512, metavar="N", section="What is measured", help="Tokens of a prompt.")
+@option(
+    "--decode", type=Integer(1), default=32, metavar="N", section="What is measured", help="Tokens one after the other."
+)
+@option("--rounds", type=Integer(1, 1000), default=5, metavar="N", section="What is measured", help="How often.")
+@option("--batch", type=Integer(32), default=512, metavar="N", section="Running", help="Largest batch, in tokens.")
+@option("--gpu-layers", type=Integer(0), default=0, metavar="N", section="Running", help="Layers on the GPU.")
+@option(
+    "--swa-full/--no-swa-full",
+    default=True,
+    section="Running",
+    help="Whether layers with a sliding window of their own keep all tokens.",
+)
+@option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    section="Results",
+    callback=_output,
+    help="Write everything that was measured, after each depth.",
+)
+@option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    section="Results",
+    callback=_output,
+    help="Draw speed over depth, for example to a .png.",
+)
+def command(
+    model: Path,
+    pairs: tuple[tuple[int, int], ...] | None,
+    no_pairs: bool,
+    plain: bool,
+    stock: Path | None,
+    no_stock: bool,
+    attn: tuple[str, ...] | None,
+    flash: tuple[str, ...],
+    caches: tuple[str, ...],
+    threads: tuple[int, ...] | None,
+    depths: tuple[int, ...] | None,
+    prefill: int,
+    decode: int,
+    rounds: int,
+    batch: int,
+    gpu_layers: int,
+    swa_full: bool,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Measure how fast MODEL reads and writes at depth, and what memory it takes.
+
+    Tokens per second of a prompt (prefill) and of tokens one after the other (decode), behind a number of tokens in the
+    cache: for the plain model and with SelfExtend, beside the stock build of the same source.
+    """
+    if stock is not None and no_stock:
+        raise click.UsageError("--stock and --no-stock exclude each other")
+    if pairs is not None and no_pairs:
+        raise click.UsageError("--pairs and --no-pairs exclude each other")
+    from .. import bench
+    from ..screen import progress_console, result_console
+    from .bench_screen import build_bar, run_bar, show, tell_depth
+
+    plan = bench.make_plan(
+        model,
+        depths=depths,
+        pairs=() if no_pairs else pairs,
+        plain=plain,
+        stock=not no_stock,
+        attn=attn or (["composed"] if gpu_layers else ["fused"]),
+        flash=[word == "on" for word in flash],
+        caches=caches,
+        threads=threads,
+        n_prefill=prefill,
+        n_decode=decode,
+        n_rounds=rounds,
+        n_batch=batch,
+        n_gpu_layers=gpu_layers,
+        swa_full=swa_full,
+    )
+    if plot_path is not None:
+        bench.check_plot(plot_path)
+    machine = bench.this_machine()
+    console = progress_console()
+    if stock is None and not no_stock:
+        with build_bar(console) as on_build:
+            stock = bench.stock_lib(on_build)
+
+    records: list[bench.Record] = []
+    try:
+        with run_bar(console) as on_progress, contextlib.closing(bench.run(plan, stock, on_progress)) as measuring:
+            for record in measuring:
+                is_new_depth = isinstance(record, bench.Memory) and not isinstance(records[-1], bench.Memory)
+                records.append(record)
+                if is_new_depth:
+                    tell_depth(console, bench.summarize(records))
+                    if json_path is not None:
+                        bench.Results(machine, plan, tuple(records)).save(json_path)
+    finally:
+        results = bench.Results(machine, plan, tuple(records))
+        if results.of(bench.Measurement):
+            show(result_console(), results)
+            if json_path is not None:
+                results.save(json_path)
+            if plot_path is not None:
+                bench.save_plot(results, plot_path)

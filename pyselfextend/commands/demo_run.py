@@ -1,0 +1,148 @@
+"""The work of ``pyselfextend demo``: a model that is opened, reads a text and answers, plain and extended."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ..chat_frame import chat_frame
+from ..default_model import find_model
+from ..errors import DemoError, SettingError
+from ..llama import Llama
+from ..plan import choose_ga_n
+from ..prompts import Fact, build_prompt, prose
+from ..screen import clock, printable, reading_bar, result_console
+from .demo_screen import Run, result_table
+
+import llama_cpp  # isort: skip  # after ..llama, which makes it load our library
+
+__all__ = ["Arguments", "run"]
+
+N_ANSWER = 32  # tokens
+N_SLICE = 256  # tokens that are read at once: Ctrl-C waits for no more than that
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the demo was asked for. None leaves the choice to it."""
+
+    model: Path | None
+    tokens: int
+    depth: float
+    seed: int
+    ga_n: int | None
+    ga_w: int | None
+    threads: int
+
+
+def run(args: Arguments) -> int:
+    """Run the demo. Returns 0 if the extended model's answer holds the fact, otherwise 1.
+
+    Raises:
+        SelfExtendError: it cannot run; the message says why.
+    """
+    model_path = find_model() if args.model is None else args.model
+    if not model_path.is_file():
+        raise DemoError(f"there is no model file {model_path}")
+    fact, paragraphs = Fact.of(args.seed), prose()
+    console = result_console()
+    started = time.monotonic()
+
+    with open_model(model_path, args) as llm:
+        n_ctx_train = llm.self_extend.n_ctx_train
+        tokens = prompt_tokens(llm, fact, paragraphs, args)
+        console.print(
+            f"{printable(model_path.name)} was trained on {n_ctx_train} tokens; the text has {len(tokens)}. "
+            f"At {args.depth:.0%} of it stands:\n  {fact.sentences}",
+            soft_wrap=True,
+        )
+        ga_w = n_ctx_train // 8 if args.ga_w is None else args.ga_w
+        ga_n = choose_ga_n(n_ctx_train, ga_w, args.tokens + N_ANSWER) if args.ga_n is None else args.ga_n
+        with open_model(model_path, args, ga_n=ga_n, ga_w=ga_w):
+            pass  # what cannot be extended is refused now, not after minutes of reading
+        plain = read_and_answer(llm, tokens, fact, "plain model", console)
+
+    with open_model(model_path, args, ga_n=ga_n, ga_w=ga_w) as llm:
+        info = llm.self_extend
+        extended = read_and_answer(llm, tokens, fact, f"ga_n={info.ga_n} ga_w={info.ga_w}", console)
+
+    console.print()
+    console.print(result_table(fact, info, plain, extended))
+    seconds = time.monotonic() - started
+    console.print(f"took {clock(seconds)} {'hours' if seconds >= 3600 else 'minutes'}")
+    return 0 if extended.is_right else 1
+
+
+@contextlib.contextmanager
+def open_model(model_path: Path, args: Arguments, **self_extend: int) -> Iterator[Llama]:
+    """A model with room for the text and the answer, closed at the end.
+
+    Raises:
+        DemoError: it cannot be loaded. SettingError: it cannot be extended like that.
+    """
+    with contextlib.redirect_stderr(io.StringIO()) as log:  # llama.cpp warns that n_ctx is beyond the trained context
+        try:
+            llm = Llama(
+                str(model_path),
+                n_ctx=args.tokens + N_ANSWER,
+                n_threads=args.threads,
+                n_threads_batch=args.threads,
+                verbose=False,
+                **self_extend,
+            )
+        except SettingError:
+            raise
+        except ValueError as error:
+            if "llama_context" in str(error):  # the weights are loaded
+                raise DemoError(
+                    f"llama.cpp could not create a context of {args.tokens + N_ANSWER} tokens for {model_path}; most "
+                    "likely its cache takes more memory than there is"
+                ) from error
+            reason = " ".join(log.getvalue().split())
+            raise DemoError(f"{model_path} could not be loaded as a GGUF model: {reason or error}") from error
+    with llm:
+        yield llm
+
+
+def prompt_tokens(llm: Llama, fact: Fact, paragraphs: Sequence[str], args: Arguments) -> list[int]:
+    """The prompt, in the model's chat template if it has one."""
+
+    def tokenize(text: str, special: bool) -> list[int]:
+        return list(llm.tokenize(text.encode(), add_bos=False, special=special))
+
+    before, after = chat_frame(llm)
+    return build_prompt(tokenize, fact, paragraphs, args.tokens, depth=args.depth, before=before, after=after)
+
+
+def read_and_answer(llm: Llama, tokens: list[int], fact: Fact, name: str, console: Console) -> Run:
+    """Let the model read the prompt, slice by slice, and answer; both are shown as they go."""
+    started = time.monotonic()
+    with reading_bar(console, f"{name}: reading", len(tokens)) as bar:
+        for start in range(0, len(tokens), N_SLICE):
+            llm.eval(tokens[start : start + N_SLICE])
+            bar.advance(len(tokens[start : start + N_SLICE]))
+    read = time.monotonic()
+
+    console.print(f"{name}: ", end="")
+    answer = ""
+    for piece in stream_answer(llm, tokens):
+        answer += piece
+        console.print(piece, end="", markup=False, soft_wrap=True)
+    console.print()
+    return Run(name, answer, fact.is_in(answer), len(tokens), read - started, time.monotonic() - read)
+
+
+def stream_answer(llm: Llama, tokens: list[int]) -> Iterator[str]:
+    """The answer to a prompt that has been evaluated, greedily, piece by piece."""
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a character can span tokens
+    for n_tokens, token in enumerate(llm.generate(tokens, temp=0.0)):
+        if n_tokens == N_ANSWER or llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+            return
+        yield printable(decode(llm.detokenize([token])))

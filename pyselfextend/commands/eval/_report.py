@@ -1,0 +1,25 @@
+"""Makes and shows a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ...eval.results import read_results
+
+__all__ = ["show_report"]
+
+
+def show_report(files: Sequence[Path], folder: Path, console: Console) -> None:
+    """Write the report of results into a folder, and print its table.
+
+    Raises:
+        EvalError: a file is missing or something else, or holds no results.
+    """
+    from ...eval.report import write_report
+
+    results, runs = read_results(files)
+    page = write_report(results, runs, folder)
+    console.print(f"report in {page}", markup=False, soft_wrap=True)

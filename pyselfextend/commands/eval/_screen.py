@@ -1,0 +1,111 @@
+"""Goes through an evaluation: progress while it runs, results into their file, a table and the report at the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ... import __version__, _native
+from ...eval.cases import Task
+from ...eval.results import Result, ResultsFile, RunInfo
+from ...eval.run import Column, Options, evaluate
+from ...eval.settings import Setting
+from ...machine import describe
+from ...screen import CaseBar, case_bar, clock, printable, progress_console, result_console
+from ._report import show_report
+
+__all__ = ["Request", "run_and_show"]
+
+#: The name of the results in a run's folder.
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    models: tuple[Path, ...]
+    task: Task
+    settings: tuple[Setting, ...]
+    caches: tuple[tuple[str, str], ...]
+    folder: Path
+    report: bool
+    retry: bool
+    options: Options
+
+
+def run_and_show(request: Request) -> int:
+    """Run it, and return the exit status."""
+    started = time.monotonic()
+    path = request.folder / RESULTS
+    n_failed = 0
+    with ResultsFile(path, retry_failed=request.retry) as file:
+        if file.done:
+            note = f"{path} holds {len(file.done)} results, which are not repeated"
+            progress_console().print(note, markup=False, soft_wrap=True)
+        info: RunInfo | None = run_info()
+        with case_bar(progress_console()) as bar:
+            for result in evaluate(
+                request.models,
+                [request.task],
+                request.settings,
+                request.caches,
+                options=request.options,
+                done=file.done,
+                watcher=_Watcher(bar),
+            ):
+                if info is not None:
+                    file.append(info)
+                    info = None
+                file.append(result)
+                n_failed += bool(result.error)
+                bar.finish(_line(result))
+    console = result_console()
+    if request.report:
+        show_report([path], request.folder, console)
+    console.print(f"results in {path}, took {clock(time.monotonic() - started)} minutes", markup=False, soft_wrap=True)
+    return int(n_failed > 0)
+
+
+def run_info() -> RunInfo:
+    """This run."""
+    return RunInfo(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+        build_id=_native.load().build_info()["build_id"],
+        machine=describe(),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
+
+
+class _Watcher:
+    """Hands on to a bar."""
+
+    def __init__(self, bar: CaseBar) -> None:
+        self._bar = bar
+
+    def begin(self, column: Column, n_cases: int, total: float, later: float) -> None:
+        """See ``run.Watcher``."""
+        cache = column.type_k if column.type_k == column.type_v else f"{column.type_k}:{column.type_v}"
+        self._bar.begin(f"{column.path.name} {column.setting} {cache}", n_cases, total, later)
+
+    def advance(self, done: float) -> None:
+        """See ``run.Watcher``."""
+        self._bar.advance(done)
+
+
+def _line(result: Result) -> str:
+    """A result in a line."""
+    if result.error:
+        outcome = f"failed: {result.error}"
+    elif result.nll is not None:
+        outcome = f"{result.nll / result.n_scored:.4f} nats a token"
+    else:
+        outcome = f"score {result.score:.2f}"
+        if result.answer:
+            outcome += f" {' '.join(printable(result.answer).split())[:60]!r}"
+    return f"{result.task} {result.key}: {outcome} ({result.seconds:.1f} s)"

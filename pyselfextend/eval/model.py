@@ -1,0 +1,330 @@
+"""A model that is asked: greedy answers and log probabilities, with what prompts share evaluated once.
+
+Results do not depend on what was asked before, bit by bit: prompts are evaluated in slices that are counted from their
+beginning, and what prompts share (``sharing``) is whole slices, kept as a saved state and not by cutting the sequence,
+since a neighbour window that is restored after a deep cut has been rounded once more.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from ..errors import EvalError, ModelFileError, SettingError
+from ..llama import CACHE_TYPES, Llama
+from .cases import Tokenizer, Tokens
+from .settings import Rope, Setting
+from .sharing import N_SLICE
+
+import llama_cpp  # isort: skip  # after ..llama, which makes it load our library
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Answer", "EvalModel", "LogProbs", "Progress", "cache_type"]
+
+#: Tokens that are evaluated at once where the logits of all are wanted: each takes 4 bytes a word of the vocabulary.
+N_SLICE_LOGITS = 128
+
+#: A state of a prompt's beginning is kept if it takes no more than this part of the free memory.
+MEMORY_SHARE = 0.5
+
+#: Called when tokens have been evaluated: their number, and that of the tokens before them.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer."""
+
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Of a continuation, given what stands before it."""
+
+    values: NDArray[np.float64]
+    """Natural logarithms of the probabilities of its tokens, [n_tokens]."""
+
+    greedy: NDArray[np.bool_]
+    """Whether each token is the most probable one, [n_tokens]."""
+
+
+def cache_type(name: str) -> int:
+    """The ggml type of a cache, by its name in any case.
+
+    Raises:
+        SettingError: there is none.
+    """
+    for value, label in CACHE_TYPES.items():
+        if label == name.upper():
+            return int(value)
+    raise SettingError(f"the cache type is {name!r}; it must be one of {', '.join(CACHE_TYPES.values())}")
+
+
+class EvalModel:
+    """A model under one setting.
+
+    Args:
+        path: the GGUF file.
+        setting: resolved, see ``Setting.resolve``.
+        rope: what the file says of positions.
+        n_ctx: context in tokens.
+        type_k, type_v: names of the types of the cache.
+        n_threads: None for llama_cpp's default.
+        flash_attn: llama.cpp's flash attention; a quantized V needs it.
+        progress: called while tokens are evaluated.
+
+    Raises:
+        ModelFileError: the file is not a model that llama.cpp can load.
+        SettingError: the setting is not allowed for this model.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        setting: Setting,
+        rope: Rope,
+        n_ctx: int,
+        *,
+        type_k: str = "F16",
+        type_v: str = "F16",
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        flash_attn: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        self.progress = progress
+        self._tokens: list[int] = []  # what the cache holds
+        self._kept: list[int] = []  # the beginning of a prompt whose state is kept
+        self._state: Any = None
+        log = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(log):  # llama.cpp warns that n_ctx is beyond the trained context
+                self._llm = Llama(
+                    str(path),
+                    n_ctx=n_ctx,
+                    n_batch=N_SLICE,
+                    n_ubatch=N_SLICE,
+                    n_threads=n_threads,
+                    n_threads_batch=n_threads,
+                    n_gpu_layers=n_gpu_layers,
+                    flash_attn=flash_attn,
+                    swa_full=True,
+                    type_k=cache_type(type_k),
+                    type_v=cache_type(type_v),
+                    verbose=False,
+                    **setting.arguments(rope),
+                )
+        except SettingError:
+            raise
+        except ValueError as error:
+            reason = " ".join(log.getvalue().split())
+            raise ModelFileError(f"{path} could not be loaded as a GGUF model: {reason or error}") from error
+        self._ctx = self._llm.ctx
+        self._memory = llama_cpp.llama_get_memory(self._ctx)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
+        self._n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self._batch = llama_cpp.llama_batch_init(N_SLICE, 0, 1)
+
+    def close(self) -> None:
+        """Free the model. Closing twice is fine."""
+        if self._batch is not None:
+            llama_cpp.llama_batch_free(self._batch)
+            self._batch = self._state = None
+            self._llm.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def n_ctx(self) -> int:
+        """The context in tokens."""
+        return self._llm.n_ctx()
+
+    def tokenizer(self, chat: bool = True) -> Tokenizer:
+        """The model's tokenizer, with the frame of its chat template, or of none."""
+
+        def tokenize(text: str, special: bool) -> list[int]:
+            return list(self._llm.tokenize(text.encode(), add_bos=False, special=special))
+
+        def detokenize(tokens: Tokens) -> str:
+            return self._llm.detokenize(list(tokens)).decode(errors="replace")
+
+        bos: Tokens = (self._llm.token_bos(),) if self._llm._model.add_bos_token() else ()
+        before, after = bos, Tokens()
+        if chat and "tokenizer.chat_template" in self._llm.metadata:
+            from ..chat_frame import chat_frame
+
+            before, after = (tuple(tokenize(text, True)) for text in chat_frame(self._llm))
+        return Tokenizer(tokenize, detokenize, before, after, bos, self._llm._model.n_ctx_train())
+
+    def answer(self, prompt: Tokens, n_predict: int, stop: str = "", n_keep: int = 0) -> Answer:
+        """Answer a prompt greedily.
+
+        Args:
+            prompt: at least one token.
+            n_predict: the longest answer, in tokens.
+            stop: a text at which the answer ends.
+            n_keep: how many tokens of the prompt's beginning to keep for the next ones, see ``sharing``.
+
+        Raises:
+            EvalError: the prompt and the answer do not fit into the context.
+        """
+        self._check(len(prompt) + n_predict)
+        logits = self._read(prompt, n_keep)
+        decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a character can span tokens
+        text = ""
+        for n_tokens in range(n_predict):
+            token = int(logits.argmax())
+            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
+                break
+            text += decode(self._llm.detokenize([token]))
+            if stop and stop in text:
+                return Answer(text[: text.index(stop)], n_tokens + 1)
+            if n_tokens + 1 < n_predict:
+                logits = self._decode([token], 1)[0]
+        else:
+            n_tokens = n_predict
+        return Answer(text + decode(b"", True), n_tokens)
+
+    def log_probs(self, prompt: Tokens, continuation: Tokens, n_keep: int = 0) -> LogProbs:
+        """Score a continuation.
+
+        Args:
+            prompt: at least one token. Continuations of one prompt are best asked for one after another: it is
+                evaluated once then.
+            continuation: what is scored.
+            n_keep: how many tokens of the prompt's beginning to keep for the next ones, see ``sharing``.
+
+        Raises:
+            EvalError: they do not fit into the context.
+        """
+        self._check(len(prompt) + len(continuation))
+        first = self._read(prompt, n_keep)
+        values, greedy = [], []
+        for rows, tokens in self._rows(first, continuation):
+            shifted = rows - rows.max(axis=1, keepdims=True)
+            chosen = shifted[np.arange(len(tokens)), tokens]
+            values.append(chosen - np.log(np.exp(shifted, dtype=np.float64).sum(axis=1)))
+            greedy.append(rows.argmax(axis=1) == tokens)
+        if not values:
+            return LogProbs(np.zeros(0), np.zeros(0, dtype=np.bool_))
+        return LogProbs(np.concatenate(values), np.concatenate(greedy))
+
+    def _rows(
+        self, first: NDArray[np.float32], continuation: Tokens
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """The logits that predict the tokens of a continuation, with these tokens, piece by piece."""
+        tokens = np.asarray(continuation, dtype=np.int64)
+        if len(tokens):
+            yield first[None], tokens[:1]
+        for begin in range(0, len(tokens) - 1, N_SLICE_LOGITS):
+            given = continuation[begin : min(begin + N_SLICE_LOGITS, len(tokens) - 1)]
+            yield self._decode(given, len(given)), tokens[begin + 1 : begin + 1 + len(given)]
+
+    def _check(self, n_tokens: int) -> None:
+        if n_tokens > self.n_ctx:
+            raise EvalError(f"{n_tokens} tokens do not fit into the context of {self.n_ctx} tokens")
+
+    # -- the cache
+
+    def _read(self, prompt: Tokens, n_keep: int) -> NDArray[np.float32]:
+        """Evaluate a prompt and return the logits behind it, [n_vocab]. Keeps a state of its first n_keep tokens."""
+        if not prompt:
+            raise EvalError("the prompt is empty")
+        if self._last is not None and self._cut_back(prompt):
+            return self._last
+        begin = self._resume(prompt)
+        logits = None
+        for start in range(begin, len(prompt), N_SLICE):
+            if start == n_keep and start > begin:
+                self._keep()
+            end = min(start + N_SLICE, len(prompt))
+            logits = self._decode(prompt[start:end], int(end == len(prompt)))
+        assert logits is not None
+        self._last = logits[-1].copy()
+        self._n_last = len(prompt)
+        return self._last
+
+    _last: NDArray[np.float32] | None = None  # the logits behind the first _n_last tokens of the cache
+    _n_last = 0
+
+    def _cut_back(self, prompt: Tokens) -> bool:
+        """Whether the cache holds the prompt and a short continuation, which has been cut off then.
+
+        The near part holds the window of every token of the last slice, so nothing is restored and rounded anew.
+        """
+        n = len(prompt)
+        if n != self._n_last or len(self._tokens) - n > N_SLICE or self._tokens[:n] != list(prompt):
+            return False
+        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n, -1):
+            return False
+        del self._tokens[n:]
+        return True
+
+    def _resume(self, prompt: Tokens) -> int:
+        """Empty the cache, or load the state that is kept if the prompt begins with it. Returns where to go on."""
+        llama_cpp.llama_memory_clear(self._memory, False)
+        self._tokens, self._last = [], None
+        n = len(self._kept)
+        if n == 0 or n >= len(prompt) or list(prompt[:n]) != self._kept:
+            return 0
+        if llama_cpp.llama_state_seq_set_data(self._ctx, self._state, len(self._state), 0) != len(self._state):
+            raise EvalError("a saved state could not be loaded")
+        self._tokens = list(self._kept)
+        return n
+
+    def _keep(self) -> None:
+        size = int(llama_cpp.llama_state_seq_get_size(self._ctx, 0))
+        self._kept, self._state = [], None
+        if size > MEMORY_SHARE * psutil.virtual_memory().available:
+            return
+        state = (ctypes.c_uint8 * size)()
+        if llama_cpp.llama_state_seq_get_data(self._ctx, state, size, 0) == size:
+            self._kept, self._state = list(self._tokens), state
+
+    def _decode(self, tokens: Sequence[int], n_logits: int) -> NDArray[np.float32]:
+        """Evaluate tokens behind those in the cache. Returns the logits of the last n_logits, [n_logits, n_vocab]."""
+        batch, n, n_past = self._batch, len(tokens), len(self._tokens)
+        batch.n_tokens = n
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = n_past + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = i >= n - n_logits
+        status = llama_cpp.llama_decode(self._ctx, batch)
+        if status != 0:
+            self._tokens, self._last = [], None
+            llama_cpp.llama_memory_clear(self._memory, False)
+            raise EvalError(f"llama.cpp could not evaluate {n} tokens behind {n_past}: llama_decode returned {status}")
+        self._tokens.extend(tokens)
+        rows = np.empty((n_logits, self._n_vocab), dtype=np.float32)
+        if n_logits:
+            logits = llama_cpp.llama_get_logits(self._ctx)
+            rows[:] = np.ctypeslib.as_array(logits, shape=rows.shape)
+        if self.progress is not None:
+            self.progress(n, n_past)
+        if n_logits and not math.isfinite(float(rows[-1, 0])):
+            raise EvalError("the model's logits are not numbers")
+        return rows

@@ -1,0 +1,205 @@
+"""What came out, and the JSON Lines file that it is kept in. Pure: imports nothing native.
+
+Each line is an object with a ``type``: ``run`` says on what machine and with what version the lines after it were made,
+``result`` is a case's result.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EvalError
+from .cases import Axis
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Result", "ResultsFile", "RunInfo", "read_results"]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where and with what results were made."""
+
+    date: str
+    """UTC, ISO 8601."""
+
+    version: str
+    build_id: str
+    machine: str
+    command: str
+    """The command line; empty when called from Python."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model made of a case, under one setting and with one type of cache."""
+
+    model: str
+    """Name of the model file."""
+
+    model_bytes: int
+    """Its size."""
+
+    n_ctx_train: int
+    """The model's trained context, in tokens."""
+
+    setting: str
+    """``plain``, ``G:W``, or ``yarn``, ``linear`` or ``ntk`` with their factor."""
+
+    type_k: str
+    type_v: str
+    task: str
+    key: str
+    """The case, unique in its task."""
+
+    digest: str
+    """A hash of what was asked."""
+
+    axes: Mapping[str, Axis]
+    """What to group by."""
+
+    n_prompt: int
+    """Tokens that the model was given."""
+
+    seconds: float
+    """Wall time, with what had to be evaluated of the prompt."""
+
+    score: float | None = None
+    """From 0 to 1, of an answer or a choice. None for tasks that score tokens, and where the case failed."""
+
+    nll: float | None = None
+    """Negative log likelihood of the scored tokens, in nats, summed."""
+
+    n_scored: int = 0
+    """How many tokens ``nll`` is about."""
+
+    answer: str = ""
+    references: tuple[str, ...] = ()
+    metric: str = ""
+    error: str = ""
+    """Why the case failed; empty if it did not."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What makes it this result and no other: an interrupted run does not repeat it."""
+        names = ("model", "model_bytes", "setting", "type_k", "type_v", "task", "key", "digest")
+        return tuple(str(getattr(self, name)) for name in names)
+
+
+@dataclass
+class ResultsFile:
+    """Results that are appended to a file as they come; each line is whole or not there.
+
+    A file that exists is gone on with: what it holds is in ``done``, without failed cases if these are to be tried
+    again. A last line that an interruption left unfinished is taken away.
+
+    Raises:
+        EvalError: the file is something else, cannot be written, or another process is writing to it.
+    """
+
+    path: Path
+    retry_failed: bool = False
+    done: set[tuple[str, ...]] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # closed by close()
+        except OSError as error:
+            raise EvalError(f"{self.path} cannot be written: {error.strerror}") from None
+        try:
+            self._lock()
+            self._file.seek(0)
+            content = self._file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content) and not content[whole:].startswith(b'{"type": '[: len(content) - whole]):
+                raise EvalError(f"{self.path} is not a file of results; give another name")
+            for record in _parse(self.path, content[:whole]):
+                if isinstance(record, Result) and not (record.error and self.retry_failed):
+                    self.done.add(record.identity)
+            self._file.truncate(whole)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows does not let two processes write
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EvalError(f"{self.path} is being written by another process") from None
+
+    def append(self, record: Result | RunInfo) -> None:
+        """Add a line, in one write."""
+        kind = "result" if isinstance(record, Result) else "run"
+        line = json.dumps({"type": kind, **asdict(record)}, ensure_ascii=False, allow_nan=False) + "\n"
+        self._file.write(line.encode())
+        os.fsync(self._file.fileno())
+        if isinstance(record, Result):
+            self.done.add(record.identity)
+
+    def close(self) -> None:
+        """Close the file; one that nothing was written to is removed. Closing twice is fine."""
+        if not self._file.closed:
+            is_empty = self._file.seek(0, os.SEEK_END) == 0
+            self._file.close()
+            if is_empty:
+                self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_results(paths: Iterable[Path]) -> tuple[list[Result], list[RunInfo]]:
+    """Everything in some files; of results with one identity, the last one.
+
+    Raises:
+        EvalError: a file is missing, or is something else.
+    """
+    results: dict[tuple[str, ...], Result] = {}
+    runs: list[RunInfo] = []
+    for path in paths:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise EvalError(f"{path} cannot be read: {error.strerror}") from None
+        for record in _parse(path, content[: content.rfind(b"\n") + 1]):
+            if isinstance(record, Result):
+                results[record.identity] = record
+            else:
+                runs.append(record)
+    return list(results.values()), runs
+
+
+def _parse(path: Path, content: bytes) -> Iterator[Result | RunInfo]:
+    for number, line in enumerate(io.BytesIO(content), 1):
+        try:
+            yield _record(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise EvalError(f"{path} is not a file of results: line {number} is something else") from None
+
+
+def _record(line: dict[str, Any]) -> Result | RunInfo:
+    kind = {"result": Result, "run": RunInfo}[line.pop("type")]
+    known = {f.name for f in fields(kind)}
+    values = {name: value for name, value in line.items() if name in known}  # a later version may say more
+    if kind is Result:
+        values["references"] = tuple(values.get("references", ()))
+    record: Result | RunInfo = kind(**values)
+    return record

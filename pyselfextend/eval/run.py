@@ -1,0 +1,234 @@
+"""Evaluate a matrix: models, types of cache, settings, cases."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import EvalError, SelfExtendError
+from .cases import Case, Choose, Generate, Score, Task, Tokens
+from .metrics import METRICS
+from .model import EvalModel
+from .results import Result
+from .settings import Rope, Setting
+from .sharing import Reading, cost, plan_readings
+
+__all__ = ["Column", "Options", "Watcher", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model under one setting, with one type of cache: what is open at a time."""
+
+    path: Path
+    rope: Rope
+    setting: Setting
+    type_k: str
+    type_v: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are opened. Nothing here changes what is asked, except ``chat``."""
+
+    n_threads: int | None = None
+    """None for llama_cpp's default."""
+
+    n_gpu_layers: int = 0
+    flash_attn: bool = True
+    chat: bool = True
+    """Whether prompts stand in the model's chat template, if it has one."""
+
+
+class Watcher(Protocol):
+    """Is told how a run goes. Costs are in the units of ``sharing.cost``."""
+
+    def begin(self, column: Column, n_cases: int, total: float, later: float) -> None:
+        """A column is opened; ``total`` is the cost of the cases that are left in it, ``later`` about that of all
+        columns after it."""
+
+    def advance(self, done: float) -> None:
+        """Some more of it has been done."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is left to do in a column."""
+
+    column: Column
+    n_ctx: int
+    cases: list[Case]
+    readings: list[Reading]
+    error: str
+    """Why none of it can be done; empty if it can."""
+
+    @property
+    def total(self) -> float:
+        return sum(_cost(case, reading) for case, reading in zip(self.cases, self.readings, strict=True))
+
+
+def evaluate(
+    models: Sequence[Path],
+    tasks: Sequence[Task],
+    settings: Sequence[Setting],
+    caches: Sequence[tuple[str, str]] = (("F16", "F16"),),
+    *,
+    options: Options | None = None,
+    done: Collection[tuple[str, ...]] = frozenset(),
+    watcher: Watcher | None = None,
+) -> Iterator[Result]:
+    """Ask every case of every task under every setting, and yield the results as they come.
+
+    All settings and types of cache of a model get the same prompts; so do models with the same tokenizer. A case that
+    fails yields a result with ``error``, and the others go on.
+
+    Args:
+        models: GGUF files.
+        tasks: what to ask.
+        settings: as parsed; factors that are left open are made to fit the longest case.
+        caches: types of K and V.
+        options: how models are opened.
+        done: identities of results (``Result.identity``) that are there already: these cases are left out.
+        watcher: is told of the progress.
+
+    Raises:
+        ModelFileError: a file is not a model that llama.cpp can load.
+        EvalError: a task cannot make its cases for a model.
+    """
+    options = options or Options()
+    ropes = {path: Rope.of(path) for path in models}  # what is no model is refused before anything runs
+    for i, path in enumerate(models):
+        cases = _cases(path, ropes[path], tasks, options)
+        plans = [_plan(path, ropes[path], setting, cache, cases, done) for cache in caches for setting in settings]
+        totals = [plan.total for plan in plans]
+        for j, plan in enumerate(plans):
+            if watcher is not None:
+                later = sum(totals[j + 1 :]) + sum(totals) * (len(models) - 1 - i)
+                watcher.begin(plan.column, len(plan.cases), totals[j], later)
+            yield from _carry_out(plan, options, watcher)
+
+
+def _cases(path: Path, rope: Rope, tasks: Sequence[Task], options: Options) -> list[Case]:
+    """The cases for a model's tokenizer."""
+    with EvalModel(path, Setting("plain"), rope, 64) as model:  # for its tokenizer alone
+        tokenizer = model.tokenizer(options.chat)
+        return [case for task in tasks for case in task.cases(tokenizer)]
+
+
+def _plan(
+    path: Path,
+    rope: Rope,
+    setting: Setting,
+    cache: tuple[str, str],
+    cases: Sequence[Case],
+    done: Collection[tuple[str, ...]],
+) -> _Plan:
+    n_ctx, error = max(case.query.n_ctx for case in cases), ""
+    try:
+        setting = setting.resolve(rope, n_ctx)
+        n_ctx = min(n_ctx, setting.n_ctx_max(rope) or n_ctx)
+    except SelfExtendError as refused:
+        error = str(refused)
+    column = Column(path, rope, setting, *cache)
+    left = [case for case in cases if _blank(column, case).identity not in done]
+    return _Plan(column, n_ctx, left, plan_readings([_prompt(case) for case in left]), error)
+
+
+def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterator[Result]:
+    if not plan.cases:
+        return
+    column, error, model = plan.column, plan.error, None
+    try:
+        if not error:
+            model = EvalModel(
+                column.path, column.setting, column.rope, plan.n_ctx, type_k=column.type_k, type_v=column.type_v,
+                n_threads=options.n_threads, n_gpu_layers=options.n_gpu_layers, flash_attn=options.flash_attn,
+                progress=None if watcher is None else lambda n, n_past: watcher.advance(cost(n, n_past)),
+            )  # fmt: skip
+    except SelfExtendError as refused:
+        error = str(refused)
+    try:
+        for case, reading in zip(plan.cases, plan.readings, strict=True):
+            yield _result(model, column, case, reading, error)
+    finally:
+        if model is not None:
+            model.close()
+
+
+def _prompt(case: Case) -> Tokens:
+    """What is read before anything is asked."""
+    query = case.query
+    return query.text[: -query.n_scored] if isinstance(query, Score) else query.prompt
+
+
+def _cost(case: Case, reading: Reading) -> float:
+    query = case.query
+    n_prompt = len(_prompt(case))
+    found = cost(n_prompt - reading.n_shared, reading.n_shared)
+    if isinstance(query, Generate):
+        return found + cost(query.n_predict, n_prompt)
+    if isinstance(query, Score):
+        return found + cost(query.n_scored, n_prompt)
+    return found + sum(cost(len(choice), n_prompt) for choice in query.choices)
+
+
+def _blank(column: Column, case: Case) -> Result:
+    """A result that says only whose it is."""
+    return Result(
+        model=column.path.name,
+        model_bytes=column.path.stat().st_size,
+        n_ctx_train=column.rope.n_ctx_train,
+        setting=str(column.setting),
+        type_k=column.type_k,
+        type_v=column.type_v,
+        task=case.task,
+        key=case.key,
+        digest=case.digest,
+        axes=dict(case.axes),
+        n_prompt=sum(map(len, case.query.tokens)),
+        seconds=0.0,
+    )
+
+
+def _result(model: EvalModel | None, column: Column, case: Case, reading: Reading, error: str) -> Result:
+    blank = _blank(column, case)
+    if model is None:
+        return replace(blank, error=error)
+    reach = column.setting.n_ctx_max(column.rope)
+    if reach is not None and case.query.n_ctx > reach:
+        return replace(blank, error=f"{column.setting} reaches {reach} tokens, the case needs {case.query.n_ctx}")
+    started = time.monotonic()
+    try:
+        asked = _ask(model, case, reading)
+    except (SelfExtendError, MemoryError, RuntimeError, ValueError) as failed:
+        return replace(blank, seconds=round(time.monotonic() - started, 3), error=str(failed) or type(failed).__name__)
+    return replace(blank, seconds=round(time.monotonic() - started, 3), **asked)
+
+
+def _ask(model: EvalModel, case: Case, reading: Reading) -> dict[str, Any]:
+    """The fields of a result."""
+    query = case.query
+    if isinstance(query, Generate):
+        answer = model.answer(query.prompt, query.n_predict, query.stop, reading.n_keep).text
+        score = METRICS[query.metric](answer, query.references, query.options)
+        return {"score": score, "answer": answer, "references": query.references, "metric": query.metric}
+    if isinstance(query, Score):
+        n = len(query.text) - query.n_scored
+        nll = -float(model.log_probs(query.text[:n], query.text[n:], reading.n_keep).values.sum())
+        if not math.isfinite(nll):
+            raise EvalError("the probability of a token is 0")
+        return {"nll": nll, "n_scored": query.n_scored}
+    return {"score": float(_choice(model, query, reading) == query.gold), "metric": "acc_bytes"}
+
+
+def _choice(model: EvalModel, query: Choose, reading: Reading) -> int:
+    """The index of the choice with the largest log probability for each byte."""
+    means = [
+        float(model.log_probs(query.prompt, choice, reading.n_keep).values.sum()) / n_bytes
+        for choice, n_bytes in zip(query.choices, query.n_bytes, strict=True)
+    ]
+    return means.index(max(means))

@@ -1,0 +1,1 @@
+"""The tasks: one module each. A task makes cases; it loads nothing."""

@@ -1,0 +1,294 @@
+"""What to choose for a text of a given length, and what it takes, before anything is loaded. Imports nothing native.
+
+The authors' rule (README of LongLM, https://github.com/datamllab/LongLM): ``(1/2 .. 2/3) * L > W + (N - W) / G``, where
+``L`` is ``n_ctx_train``, ``W`` ``ga_w``, ``G`` ``ga_n`` and ``N`` the length in tokens. The right side is close to the
+largest relative position that the model sees, and positions near ``L`` are under-trained.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from . import positions
+from .cache_size import CACHE_TYPES, CacheSize, cache_size, cache_type, n_ctx_padded
+from .config import SETTING_MAX, SelfExtendConfig, integer
+from .errors import SettingError
+from .memory import FreeMemory, free_memory
+from .model_info import ModelInfo, model_info
+
+__all__ = ["CACHE_TYPES", "RULE", "Memory", "Pair", "Plan", "choose_ga_n", "ga_n_by_rule", "make_plan", "rule_share"]
+
+#: The ends of the authors' rule: shares of the trained context, the cautious one first.
+RULE = (Fraction(1, 2), Fraction(2, 3))
+
+#: Windows that are looked at: the trained context divided by these.
+WINDOWS = (16, 8, 4, 2)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Group size and neighbour window, for a model and a length."""
+
+    ga_n: int
+    """Group size; 1 is the plain model."""
+
+    ga_w: int
+    """Neighbour window in tokens."""
+
+    n_ctx_reach: int
+    """The longest sequence whose relative positions all stay below the trained context, in tokens."""
+
+    reaches: bool
+    """Whether that is enough."""
+
+    pos_rel_max: int
+    """The largest relative position that the model is shown."""
+
+    share: float
+    """That as a share of the trained context. From 1 on the pair does not reach."""
+
+    rule: str | None
+    """The end of the authors' rule that it keeps: "1/2", "2/3", or None for neither."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a context takes with one type of cache, in bytes."""
+
+    cache: CacheSize
+
+    bytes_compute: int
+    """What the computation takes at least: the logits of the tokens that are computed at once, or their scores."""
+
+    n_bytes: int
+    """Weights, cache and computation together."""
+
+    holds: bool
+    """Whether this machine's free memory holds that."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model needs for texts of ``n_tokens`` tokens."""
+
+    model: ModelInfo
+
+    n_tokens: int
+    """Length of the text in tokens, with the answer."""
+
+    n_ctx: int
+    """Cells that llama.cpp makes for it."""
+
+    recommended: Pair | None
+    """By the authors' rule. None: the plain model, or nothing, as ``why`` says."""
+
+    why: str
+    """Why that is recommended, in a sentence."""
+
+    asked: Pair | None
+    """The pair that was asked about."""
+
+    pairs: tuple[Pair, ...]
+    """Pairs that reach it: for each window the smallest ``ga_n`` that does, and the smallest that keep the rule."""
+
+    pair: Pair | None
+    """The pair that ``memory`` is for: the one that was asked about if it reaches, otherwise the recommended one. None
+    is the plain model."""
+
+    memory: tuple[Memory, ...]
+    """For each type of cache. Empty where the architecture has a cache of another kind."""
+
+    impossible: Mapping[str, str]
+    """Types of cache that llama.cpp does not make for this model, and why."""
+
+    n_ubatch: int
+    """Tokens that are computed at once."""
+
+    free: FreeMemory = field(compare=False)
+    """This machine's free memory."""
+
+
+def rule_share(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Fraction:
+    """``(W + (N - W) / G) / L``: a pair keeps the authors' rule where that is below a share from ``RULE``."""
+    return (ga_w + Fraction(n_tokens - ga_w, ga_n)) / n_ctx_train
+
+
+def ga_n_by_rule(n_ctx_train: int, ga_w: int, n_tokens: int, share: Fraction) -> int:
+    """The smallest group size that keeps the authors' rule with this share; 0 if the window alone takes as much."""
+    room = share * n_ctx_train - ga_w
+    if room <= 0:
+        return 0
+    return max(1, (n_tokens - ga_w) // room + 1)  # above the quotient
+
+
+def choose_ga_n(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
+    """The smallest group size, from 2, that keeps relative positions within two thirds of the trained context.
+
+    That is the upper end of the authors' rule. Where the window alone takes that much, the smallest group size that
+    reaches ``n_tokens``.
+    """
+    ga_n = ga_n_by_rule(n_ctx_train, ga_w, n_tokens, RULE[1]) or positions.ga_n_min(n_ctx_train, ga_w, n_tokens)
+    return max(2, ga_n)
+
+
+def make_plan(
+    path: str | os.PathLike[str],
+    n_tokens: int | None = None,
+    *,
+    ga_n: int | None = None,
+    ga_w: int | None = None,
+    type_k: str | None = None,
+    type_v: str | None = None,
+    n_ubatch: int = 512,
+    swa_full: bool = True,
+    flash_attn: bool | None = None,
+) -> Plan:
+    """Say which pairs reach a length on a model, which one the authors' rule recommends, and what each cache takes.
+
+    Args:
+        path: the model's GGUF file. Only its metadata are read.
+        n_tokens: the length in tokens, text and answer; None: twice the trained context.
+        ga_n: a group size to look at; ga_w: a neighbour window. With one of them, the other is the default: the
+            recommended group size, an eighth of the trained context.
+        type_k: type of the cached keys, such as "Q8_0"; type_v: that of the values. Both None: all types, keys as
+            values; one None: F16.
+        n_ubatch: tokens that are computed at once.
+        swa_full: whether layers with a sliding window keep all tokens, which is llama.cpp's default.
+        flash_attn: whether flash attention is on. None: where the type of the values needs it.
+
+    Raises:
+        ModelFileError: the file cannot be read, or llama.cpp cannot load what it says.
+        SettingError: a value is not allowed.
+    """
+    n_ubatch = integer("n_ubatch", n_ubatch, 1, SETTING_MAX)
+    config = SelfExtendConfig(1 if ga_n is None else ga_n, ga_w)
+    types = _types(type_k, type_v)
+    model = model_info(path)
+    n_ctx_train = model.n_ctx_train
+    if n_tokens is None:
+        n_tokens = min(SETTING_MAX, n_ctx_train if model.refused else 2 * n_ctx_train)
+    n_tokens = integer("n_tokens", n_tokens, 1, SETTING_MAX)
+    if config.ga_w is not None and config.ga_w >= n_ctx_train:
+        raise SettingError(f"ga_w is {config.ga_w}; it must be below the trained context of {n_ctx_train} tokens")
+
+    window = n_ctx_train // 8 if config.ga_w is None else config.ga_w
+    recommended: Pair | None = None
+    asked: Pair | None = None
+    pairs: tuple[Pair, ...] = ()
+    if model.refused is None:
+        if n_tokens > n_ctx_train:
+            recommended = _pair(n_ctx_train, choose_ga_n(n_ctx_train, window, n_tokens), window, n_tokens)
+            pairs = _pairs(n_ctx_train, ga_w, n_tokens)
+        if ga_n is not None:
+            asked = _pair(n_ctx_train, config.ga_n, window, n_tokens)
+        elif ga_w is not None:
+            asked = recommended
+    pair = asked if asked is not None and asked.reaches else recommended
+    if pair is not None and pair.ga_n == 1:
+        pair = None
+
+    plan = Plan(
+        model=model,
+        n_tokens=n_tokens,
+        n_ctx=n_ctx_padded(n_tokens),
+        recommended=recommended,
+        why=_why(model, recommended, n_tokens),
+        asked=asked,
+        pairs=pairs,
+        pair=pair,
+        memory=(),
+        impossible={},
+        n_ubatch=n_ubatch,
+        free=free_memory(),
+    )
+    return _with_memory(plan, types, swa_full, flash_attn) if model.has_plain_cache else plan
+
+
+def _types(type_k: str | None, type_v: str | None) -> list[tuple[str, str]]:
+    if type_k is None and type_v is None:
+        return [(name, name) for name in CACHE_TYPES]
+    return [(cache_type(type_k or "F16"), cache_type(type_v or "F16"))]
+
+
+def _pair(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Pair:
+    n_ctx_reach = positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)
+    pos_rel_max = positions.pos_rel_max(n_tokens, ga_n, ga_w)
+    share = rule_share(n_ctx_train, ga_n, ga_w, n_tokens)
+    return Pair(
+        ga_n=ga_n,
+        ga_w=ga_w,
+        n_ctx_reach=n_ctx_reach,
+        reaches=n_tokens <= n_ctx_reach,
+        pos_rel_max=pos_rel_max,
+        share=pos_rel_max / n_ctx_train,
+        rule=next((str(end) for end in RULE if share < end), None),
+    )
+
+
+def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int) -> tuple[Pair, ...]:
+    """For each window: the smallest group size that reaches, and the smallest ones that keep the rule."""
+    windows = dict.fromkeys(n_ctx_train // part for part in WINDOWS) if ga_w is None else [ga_w]
+    found = []
+    for window in windows:
+        sizes = {positions.ga_n_min(n_ctx_train, window, n_tokens)}
+        sizes |= {ga_n_by_rule(n_ctx_train, window, n_tokens, end) for end in RULE}
+        pairs = [_pair(n_ctx_train, ga_n, window, n_tokens) for ga_n in sorted(sizes) if 1 < ga_n <= SETTING_MAX]
+        found += [pair for pair in pairs if pair.reaches]
+    return tuple(found)
+
+
+def _why(model: ModelInfo, pair: Pair | None, n_tokens: int) -> str:
+    n_ctx_train = model.n_ctx_train
+    if model.refused is not None:
+        return model.refused
+    if pair is None:
+        return (
+            f"{n_tokens} tokens fit into the trained window of {n_ctx_train}, and there the plain model is better than "
+            "any group size above 1"
+        )
+    if pair.rule is None:
+        return f"with ga_w={pair.ga_w} no ga_n keeps the authors' rule, and {pair.ga_n} is the smallest that reaches"
+    part = "an eighth" if pair.ga_w == n_ctx_train // 8 else f"{pair.ga_w / n_ctx_train:.0%}"
+    return (
+        f"ga_w={pair.ga_w} is {part} of the trained window, and {pair.ga_n} is the smallest ga_n that keeps "
+        "ga_w + (N - ga_w) / ga_n below 2/3 of it, the authors' rule: positions near its end are under-trained"
+    )
+
+
+def _with_memory(plan: Plan, types: list[tuple[str, str]], swa_full: bool, flash_attn: bool | None) -> Plan:
+    """The plan with the memory of each type of cache. A type that is asked for alone must be possible."""
+    model, pair = plan.model, plan.pair
+    memory: list[Memory] = []
+    impossible: dict[str, str] = {}
+    for type_k, type_v in types:
+        try:
+            cache = cache_size(
+                model.layers,
+                plan.n_tokens,
+                ga_w=None if pair is None else pair.ga_w,
+                type_k=type_k,
+                type_v=type_v,
+                n_ubatch=plan.n_ubatch,
+                swa_full=swa_full,
+                flash_attn=flash_attn,
+            )
+        except SettingError as error:
+            if len(types) == 1:
+                raise
+            impossible[type_k] = str(error)
+            continue
+        compute = _bytes_compute(model, pair, cache, min(plan.n_ubatch, plan.n_tokens))
+        n_bytes = model.bytes_weights + cache.n_bytes + compute
+        memory.append(Memory(cache, compute, n_bytes, n_bytes <= plan.free.n_bytes))
+    return replace(plan, memory=tuple(memory), impossible=impossible)
+
+
+def _bytes_compute(model: ModelInfo, pair: Pair | None, cache: CacheSize, n_ubatch: int) -> int:
+    """Logits of a ubatch, F32; or, for the plain model without flash attention, the scores of its widest layer."""
+    scores = (
+        0 if pair is not None or cache.flash_attn else cache.cells_far * max(layer.n_head for layer in model.layers)
+    )
+    return 4 * n_ubatch * max(model.n_vocab, scores)

@@ -1,0 +1,146 @@
+"""The file of results: whole lines, resumed, refused when it is something else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyselfextend import EvalError
+from pyselfextend.eval.results import Result, ResultsFile, RunInfo, read_results
+
+RESULT = Result(
+    model="model.gguf",
+    model_bytes=1,
+    n_ctx_train=512,
+    setting="4:64",
+    type_k="F16",
+    type_v="F16",
+    task="passkey",
+    key="n_tokens=600 depth=0.5",
+    digest="0123",
+    axes={"n_tokens": 600, "depth": 0.5, "subtask": "zwölf"},
+    n_prompt=600,
+    seconds=1.25,
+    score=1.0,
+    answer='" \n\u2028 日本 \ud83d\ude00'.encode("utf-16", "surrogatepass").decode("utf-16"),
+    references=("1", "2"),
+    metric="contains_all",
+)
+RUN = RunInfo("2026-01-01T00:00:00+00:00", "0.1.0", "abcd", "a machine", "pyselfextend eval passkey model.gguf")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "results.jsonl"
+    perplexity = replace(RESULT, task="ppl", score=None, nll=12.5, n_scored=4, answer="", references=())
+    with ResultsFile(path) as file:
+        for record in (RUN, RESULT, perplexity):
+            file.append(record)
+    assert read_results([path]) == ([RESULT, perplexity], [RUN])
+    assert len(path.read_text(encoding="utf-8").splitlines()) >= 3
+    assert path.read_bytes().count(b"\n") == 3  # whatever line breaks an answer holds
+
+
+def test_results_of_several_files(tmp_path: Path) -> None:
+    for name, records in (
+        ("a", [RUN, RESULT]),
+        ("b", [RUN, replace(RESULT, setting="plain"), replace(RESULT, score=0.0)]),
+    ):
+        with ResultsFile(tmp_path / name) as file:
+            for record in records:
+                file.append(record)
+    results, runs = read_results([tmp_path / "a", tmp_path / "b"])
+    assert {(r.setting, r.score) for r in results} == {("4:64", 0.0), ("plain", 1.0)}  # the later one of two
+    assert runs == [RUN, RUN]
+
+
+def test_identity_is_all_that_was_asked() -> None:
+    for name, value in {
+        "model": "other.gguf", "model_bytes": 2, "setting": "plain", "type_k": "Q8_0", "type_v": "Q8_0", "task": "niah",
+        "key": "n_tokens=601", "digest": "4567",
+    }.items():  # fmt: skip
+        assert replace(RESULT, **{name: value}).identity != RESULT.identity  # type: ignore[arg-type]
+    assert replace(RESULT, score=0.0, seconds=9.0, answer="", error="x").identity == RESULT.identity
+
+
+@pytest.mark.parametrize("cut", [1, 10, 100])
+def test_a_line_that_an_interruption_cut_off_is_taken_away(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "results.jsonl"
+    second = replace(RESULT, key="n_tokens=700")
+    with ResultsFile(path) as file:
+        file.append(RESULT)
+        file.append(second)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read_results([path])[0] == [RESULT]
+    with ResultsFile(path) as file:
+        assert file.done == {RESULT.identity}
+        file.append(second)
+        assert file.done == {RESULT.identity, second.identity}
+    assert read_results([path])[0] == [RESULT, second]
+
+
+def test_failed_cases_count_unless_they_are_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    failed = replace(RESULT, key="n_tokens=700", score=None, error="it failed")
+    with ResultsFile(path) as file:
+        file.append(RESULT)
+        file.append(failed)
+    with ResultsFile(path) as file:
+        assert file.done == {RESULT.identity, failed.identity}
+    with ResultsFile(path, retry_failed=True) as file:
+        assert file.done == {RESULT.identity}
+
+
+@pytest.mark.parametrize(
+    "content", ["a letter\n", "a letter", '{"type": "letter"}\n', '{"type": "result"}\n', "[1]\n", "\0"]
+)
+def test_another_file_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text(content)
+    with pytest.raises(EvalError, match=r"letter\.txt is not a file of results"):
+        ResultsFile(path)
+    assert path.read_text() == content
+    if content.endswith("\n"):
+        with pytest.raises(EvalError, match=r"letter\.txt is not a file of results: line 1 is something else"):
+            read_results([path])
+
+
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="cannot be written: Is a directory"):
+        ResultsFile(tmp_path)
+    with pytest.raises(EvalError, match=r"missing\.jsonl cannot be read: No such file or directory"):
+        read_results([tmp_path / "missing.jsonl"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvalError, match="cannot be written: "):
+        ResultsFile(tmp_path / "file" / "results.jsonl")
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pyselfextend import EvalError\n"
+        "from pyselfextend.eval.results import ResultsFile\n"
+        "try: ResultsFile(Path(sys.argv[1]))\nexcept EvalError as error: print(error)\nelse: print('opened')"
+    )
+
+    def another() -> str:
+        command = [sys.executable, "-c", code, str(path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+    with ResultsFile(path) as file:
+        file.append(RUN)
+        assert another() == f"{path} is being written by another process"
+    assert another() == "opened"
+
+
+def test_a_later_version_may_say_more(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with ResultsFile(path) as file:
+        file.append(RESULT)
+    line = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**line, "mood": "good"}) + "\n", encoding="utf-8")
+    assert read_results([path])[0] == [RESULT]

@@ -1,0 +1,219 @@
+"""Going through a matrix: what is asked, interruption and resumption, failures, the same answers every time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference import Reference, log_softmax
+
+from pyselfextend import EvalError, ModelFileError
+from pyselfextend.eval.cases import Case, Choose, Score, Tokenizer
+from pyselfextend.eval.model import EvalModel
+from pyselfextend.eval.results import Result
+from pyselfextend.eval.run import Column, Options, evaluate
+from pyselfextend.eval.settings import Rope, Setting
+from pyselfextend.eval.tasks.passkey import Passkey
+from pyselfextend.eval.tasks.ppl import Perplexity
+from pyselfextend.eval.text import default_text
+
+PASSKEY = Passkey(lengths=(512, 1100), depths=(0.0, 0.5, 1.0), digits=(5,))
+PPL = Perplexity(default_text(), lengths=(300, 900), stride=100, windows=2)
+ONE = Options(n_threads=1)
+
+
+def settings(*texts: str) -> list[Setting]:
+    return [Setting.parse(text) for text in texts]
+
+
+def without_times(results: list[Result]) -> list[Result]:
+    return [replace(result, seconds=0.0) for result in results]
+
+
+class Watcher:
+    """Adds up what it is told."""
+
+    def __init__(self) -> None:
+        self.columns: list[tuple[str, int, float, float]] = []
+        self.done: list[float] = []
+
+    def begin(self, column: Column, n_cases: int, total: float, later: float) -> None:
+        self.columns.append((str(column.setting), n_cases, total, later))
+        self.done.append(0.0)
+
+    def advance(self, done: float) -> None:
+        self.done[-1] += done
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models: dict[str, Path]) -> list[Path]:
+    return [tiny_models["llama"], tiny_models["qwen2"]]
+
+
+def test_the_whole_matrix(models: list[Path]) -> None:
+    watcher = Watcher()
+    chosen = settings("plain", "4:64", "yarn")
+    caches = [("F16", "F16"), ("Q8_0", "F16")]
+    results = list(evaluate(models, [PASSKEY, PPL], chosen, caches, options=ONE, watcher=watcher))
+    assert not [result.error for result in results if result.error]
+    columns = Counter((r.model, r.type_k, r.type_v, r.setting) for r in results)
+    assert set(columns.values()) == {6 + 4}
+    assert len(columns) == 2 * 2 * 3
+    assert {r.setting for r in results} == {"plain", "4:64", "yarn:2.18"}
+    asked = {(r.model, r.task, r.key): r.digest for r in results}
+    assert all(asked[r.model, r.task, r.key] == r.digest for r in results)  # the same for every setting and cache
+    assert len({r.identity for r in results}) == len(results)
+    # The progress adds up: all that was announced was done, but for answers that end early.
+    assert [n for _, n, _, _ in watcher.columns] == [10] * 12
+    for (_, _, total, later), done in zip(watcher.columns, watcher.done, strict=True):
+        assert 0.9 * total < done <= total * (1 + 1e-9)
+        assert later % total == pytest.approx(0, abs=1e-6) or later % total == pytest.approx(total)
+
+
+def test_an_interrupted_run_goes_on_and_repeats_nothing(models: list[Path]) -> None:
+    chosen = settings("plain", "3:50")
+    whole = list(evaluate(models[:1], [PASSKEY, PPL], chosen, options=ONE))
+    found: list[Result] = []
+    for n_more in (0, 1, 3, 7, 2, 100):
+        done = {result.identity for result in found}
+        run = evaluate(models[:1], [PASSKEY, PPL], chosen, options=ONE, done=done)
+        for _, result in zip(range(n_more), run, strict=False):
+            assert result.identity not in done
+            found.append(result)
+        run.close()
+    assert without_times(found) == without_times(whole)  # answers and all, bit by bit
+    assert list(evaluate(models[:1], [PASSKEY, PPL], chosen, options=ONE, done={r.identity for r in whole})) == []
+
+
+def test_what_prompts_share_does_not_show(models: list[Path]) -> None:
+    """Each case by itself, and all of them the other way round, give what the planned order gives."""
+    task = replace(PASSKEY, lengths=(1100, 1700))
+
+    @dataclass(frozen=True)
+    class Some:
+        indexes: tuple[int, ...]
+        name: str = "passkey"
+        n_ctx: int = task.n_ctx
+
+        def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:
+            cases = list(task.cases(tokenizer))
+            return (cases[i] for i in self.indexes)
+
+    for setting in settings("plain", "4:64"):
+        planned = without_times(list(evaluate(models[:1], [task], [setting], options=ONE)))
+        (backwards,) = [
+            without_times(list(evaluate(models[:1], [Some(tuple(reversed(range(6))))], [setting], options=ONE)))
+        ]
+        assert backwards[::-1] == planned
+        for i in (0, 3, 5):
+            assert without_times(list(evaluate(models[:1], [Some((i,))], [setting], options=ONE))) == [planned[i]]
+
+
+def test_failed_cases_are_recorded_and_the_rest_goes_on(tiny_models: dict[str, Path]) -> None:
+    path = tiny_models["llama-yarn"]
+    results = list(evaluate([path], [PASSKEY], settings("yarn", "2:64", "2:512", "plain"), options=ONE))
+    errors = {setting: {r.error for r in results if r.setting == setting} for setting in {r.setting for r in results}}
+    reach = (512 - 64 + 32) * 2
+    assert errors == {
+        "yarn": {
+            "yarn would replace the RoPE scaling that the model itself declares (yarn); compare plain and pairs on it"
+        },
+        "2:64": {"", f"2:64 reaches {reach} tokens, the case needs 1113"},
+        "2:512": {"ga_w is 512; it must be below the trained context of 512 tokens"},
+        "plain": {""},
+    }
+    assert all((r.score is None) == bool(r.error) for r in results)
+    assert len(results) == 4 * 6
+
+
+def test_an_architecture_that_is_not_supported_is_a_failure(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    results = list(evaluate([tiny_models["gemma3"]], [PPL], settings("4:64"), [("IQ4_NL", "Q4_0")], options=Options(
+        n_threads=1, flash_attn=False)))  # fmt: skip
+    assert {bool(r.error) for r in results} == {True}
+    assert len({r.error for r in results}) == 1
+
+
+def test_no_model_and_no_room(tmp_path: Path, models: list[Path]) -> None:
+    (tmp_path / "letter.gguf").write_text("a letter")
+    for path in (tmp_path / "letter.gguf", tmp_path / "missing.gguf", tmp_path):
+        with pytest.raises(ModelFileError, match=path.name):
+            next(evaluate([models[0], path], [PASSKEY], settings("plain")))
+    with pytest.raises(EvalError, match="tokens are too few for a passkey prompt"):
+        next(evaluate(models, [replace(PASSKEY, lengths=(20,))], settings("plain")))
+
+
+# -- perplexity
+
+
+def test_every_length_scores_the_same_tokens(models: list[Path]) -> None:
+    with EvalModel(models[0], Setting("plain"), Rope.of(models[0]), 64) as model:
+        cases = list(PPL.cases(model.tokenizer()))
+    assert [len(query.text) for case in cases if isinstance(query := case.query, Score)] == [300, 300, 900, 900]
+    scored: dict[object, set[tuple[int, ...]]] = {}
+    for case in cases:
+        assert isinstance(case.query, Score)
+        scored.setdefault(case.axes["window"], set()).add(case.query.text[-case.query.n_scored :])
+    assert all(len(texts) == 1 for texts in scored.values())
+    (first,), (second,) = scored.values()
+    text = cases[-1].query.tokens[0]
+    assert (first + second) == text[-200:]  # windows stand beside each other, and overlap in nothing that is scored
+
+
+@pytest.mark.parametrize("setting", ["plain", "4:64"])
+def test_perplexity_is_the_reference_s(models: list[Path], setting: str) -> None:
+    path, parsed = models[0], Setting.parse(setting)
+    results = list(evaluate([path], [PPL], [parsed], [("F32", "F32")], options=Options(1, flash_attn=False)))
+    reference = Reference(path)
+    with EvalModel(path, Setting("plain"), Rope.of(path), 64) as model:
+        cases = {case.key: case for case in PPL.cases(model.tokenizer())}
+    for result in results:
+        query = cases[result.key].query
+        assert isinstance(query, Score)
+        n = len(query.text)
+        logits = log_softmax(reference.logits(query.text, parsed.ga_n, parsed.ga_w or 0))
+        expected = -sum(logits[i - 1, query.text[i]] for i in range(n - 100, n))
+        assert result.n_scored == 100
+        assert result.nll == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_text_that_is_too_short_or_a_stride_that_is_too_long(models: list[Path]) -> None:
+    with pytest.raises(EvalError, match=r"the documentation that comes with Python has \d+ tokens for this model, 89"):
+        next(evaluate(models, [replace(PPL, lengths=(9000000,), windows=1)], settings("plain")))
+    with pytest.raises(EvalError, match="the stride is 300; it must be below the shortest length, 300"):
+        next(evaluate(models, [replace(PPL, stride=300)], settings("plain")))
+
+
+# -- choices
+
+
+def test_a_choice_is_made_by_bytes(models: list[Path]) -> None:
+    @dataclass(frozen=True)
+    class Choices:
+        name: str = "choices"
+        n_ctx: int = 900
+
+        def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:
+            rng = np.random.default_rng(0)
+            for i in range(8):
+                texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in (600, 5, 9, 14, 31)]
+                prompt, *choices = map(tokenizer.plain, texts)
+                yield Case("choices", str(i), {}, Choose(prompt, tuple(choices), tuple(map(len, texts[1:])), i % 4))
+
+    path, pair = models[0], Setting.parse("4:64")
+    results = list(evaluate([path], [Choices()], [pair], [("F32", "F32")], options=Options(1, flash_attn=False)))
+    reference = Reference(path)
+    with EvalModel(path, Setting("plain"), Rope.of(path), 64) as model:
+        cases = list(Choices().cases(model.tokenizer()))
+    for case, result in zip(cases, results, strict=True):
+        assert isinstance(case.query, Choose)
+        means = []
+        for choice, n_bytes in zip(case.query.choices, case.query.n_bytes, strict=True):
+            tokens, n = case.query.prompt + choice, len(case.query.prompt)
+            logits = log_softmax(reference.logits(tokens, 4, 64))
+            means.append(sum(logits[i - 1, tokens[i]] for i in range(n, len(tokens))) / n_bytes)
+        assert result.score == float(int(np.argmax(means)) == case.query.gold)
+    assert 0 < sum(result.score or 0 for result in results) < 8

@@ -1,0 +1,124 @@
+"""Settings: how they are written, what they need of a model, and that the engine makes of them what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import Reference, log_softmax
+from test_reference import some_tokens
+from yardstick import Distance
+
+from pyselfextend import ModelFileError, NotAnIntegerError, SettingError
+from pyselfextend.eval.model import EvalModel
+from pyselfextend.eval.settings import Rope, Setting
+
+ROPE = Rope(8192, 100000.0, 64)
+
+
+@pytest.mark.parametrize("text", ["plain", "4:1024", "2:0", "yarn", "linear", "ntk", "yarn:4", "ntk:2.5"])
+def test_a_setting_reads_as_it_is_written(text: str) -> None:
+    assert str(Setting.parse(text)) == text
+    assert Setting.parse(str(Setting.parse(text))) == Setting.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Plain", "plain:2", "4", "4:", ":4", "4:-1", "4:1024:1", "dynamic", "yarn-4", "4.5:1"]
+)
+def test_what_is_no_setting(text: str) -> None:
+    with pytest.raises(SettingError, match=r"the setting is .*; it must be plain, G:W .*yarn, linear or ntk"):
+        Setting.parse(text)
+
+
+@pytest.mark.parametrize("text", ["yarn:0", "yarn:0.5", "ntk:", "linear:x", "yarn:nan", "yarn:inf", "yarn:2000"])
+def test_factors_that_are_not_allowed(text: str) -> None:
+    with pytest.raises(SettingError, match=r"its factor must be a number from 1 to 1024$"):
+        Setting.parse(text)
+
+
+@pytest.mark.parametrize("text", ["1:64", "0:64", "99999999999:64", "4:99999999999"])
+def test_pairs_that_are_not_allowed(text: str) -> None:
+    with pytest.raises(SettingError, match=r"ga_[nw] is [0-9]+; it must be an integer from"):
+        Setting.parse(text)
+    assert issubclass(NotAnIntegerError, SettingError)
+
+
+def test_a_factor_that_is_left_open_fits_the_context() -> None:
+    assert str(Setting.parse("yarn").resolve(ROPE, 16384)) == "yarn:2"
+    assert str(Setting.parse("ntk").resolve(ROPE, 16385)) == "ntk:2.01"
+    assert str(Setting.parse("linear").resolve(ROPE, 100)) == "linear:1"
+    assert str(Setting.parse("yarn:4").resolve(ROPE, 16384)) == "yarn:4"
+    for text in ("plain", "4:1024"):
+        assert Setting.parse(text).resolve(ROPE, 16384) == Setting.parse(text)
+
+
+def test_a_pair_that_does_not_fit_the_model() -> None:
+    with pytest.raises(SettingError, match="ga_w is 8192; it must be below the trained context of 8192 tokens"):
+        Setting.parse("2:8192").resolve(ROPE, 16384)
+
+
+def test_how_far_settings_reach() -> None:
+    assert Setting.parse("4:1024").n_ctx_max(ROPE) == (8192 - 1024) * 4 + 1024
+    assert Setting.parse("plain").n_ctx_max(ROPE) is Setting.parse("yarn:4").n_ctx_max(ROPE) is None
+
+
+def test_what_a_file_says(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    assert Rope.of(tiny_models["llama"]) == Rope(512, 10000.0, 32)
+    assert Rope.of(tiny_models["stablelm"]) == Rope(512, 10000.0, 8)
+    assert Rope.of(tiny_models["llama-yarn"]).scaling == "yarn"
+    with pytest.raises(
+        SettingError, match=r"ntk would replace the RoPE scaling that the model itself declares \(yarn\)"
+    ):
+        Setting.parse("ntk").resolve(Rope.of(tiny_models["llama-yarn"]), 600)
+    with pytest.raises(ModelFileError, match=r"missing\.gguf"):
+        Rope.of(tmp_path / "missing.gguf")
+
+
+class Scaled(Reference):
+    """The reference of a model whose file would declare other positions than it does."""
+
+    def __init__(self, path: Path, **keys: Any) -> None:
+        self.keys = keys
+        super().__init__(path)
+
+    def _meta(self, name: str, default: Any = None) -> Any:
+        return self.keys.get(name, super()._meta(name, default))
+
+
+#: Base of the frequencies and rotated dimensions.
+ROPES = {"llama": (10000.0, 32), "stablelm": (10000.0, 8), "qwen2": (1000000.0, 32)}
+
+
+def published(setting: str, path: Path, freq_base: float, n_rot: int) -> Reference:
+    """What the papers say a setting with a factor is, on a model that was trained on 512 tokens."""
+    kind, _, factor = setting.partition(":")
+    if kind == "ntk":
+        return Scaled(path, **{"rope.freq_base": freq_base * float(factor) ** (n_rot / (n_rot - 2))})
+    scaling = {"rope.scaling.type": kind, "rope.scaling.factor": float(factor)}
+    return Scaled(path, **scaling, **{"rope.scaling.original_context_length": 512})
+
+
+@pytest.mark.parametrize("name", ROPES)
+@pytest.mark.parametrize("setting", ["plain", "4:64", "3:100", "yarn:2", "linear:2", "ntk:2"])
+def test_the_engine_computes_what_is_published(
+    tiny_models: dict[str, Path], yardstick: Distance, name: str, setting: str
+) -> None:
+    path = tiny_models[name]
+    tokens = tuple(map(int, some_tokens(700)))
+    parsed = Setting.parse(setting)
+    if parsed.kind in ("plain", "pair"):
+        exact = Reference(path).logits(tokens, parsed.ga_n, parsed.ga_w or 0)
+    else:
+        exact = published(setting, path, *ROPES[name]).logits(tokens)
+    expected = log_softmax(exact)[np.arange(99, 699), tokens[100:]]
+    with EvalModel(
+        path, parsed, Rope.of(path), 768, type_k="F32", type_v="F32", flash_attn=False, n_threads=1
+    ) as model:
+        found = model.log_probs(tokens[:100], tokens[100:])
+    assert np.abs(found.values - expected).max() < 1e-4 + 10 * yardstick.largest
+    assert (found.greedy == (exact[99:699].argmax(axis=1) == tokens[100:])).mean() > 0.995
+    other = log_softmax(Reference(path).logits(tokens))[np.arange(99, 699), tokens[100:]]
+    if setting != "plain":
+        assert np.abs(found.values - other).max() > 100 * np.abs(found.values - expected).max()  # it is not plain
