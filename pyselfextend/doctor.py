@@ -243,7 +243,8 @@ def _probe(model: Path | None) -> tuple[dict[str, Any], str | None]:
     if end is None:
         return found, None
     if model is not None and "devices" in found:  # until then all was well
-        return found, f"llama.cpp does not survive {model}: it {end}; name another file"
+        advice = "free memory, or name a smaller file" if "SIGKILL" in end else "name another file"
+        return found, f"llama.cpp does not survive {model}: it {end}; {advice}"
     advice = _native.REINSTALL
     if "SIGILL" in end:
         advice = "it was built for another processor: build it on this one, or with CMAKE_ARGS=-DGGML_NATIVE=OFF"

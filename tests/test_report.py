@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import random
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,7 +30,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from pyselfextend import EvalError
 from pyselfextend.eval.report import write_report
-from pyselfextend.eval.report.cells import Cell, Estimate, aggregate, headline, perplexity, views
+from pyselfextend.eval.report.cells import Cell, Estimate, aggregate, headline, once, perplexity, views
 from pyselfextend.eval.report.compare import differences, failures, gaps, mixed, samples
 from pyselfextend.eval.report.figures import is_grid
 from pyselfextend.eval.report.items import PERPLEXITY, Subject, clean, pair_of, prepare, setting_order
@@ -141,9 +142,8 @@ def test_accuracies_are_means_with_wilson_intervals() -> None:
 def test_perplexities_are_over_all_tokens() -> None:
     results = list(scenes.perplexity())
     for cell in aggregate(prepare(results), ("n_tokens",)):
-        means = np.array(
-            [r.nll / r.n_scored for r in results if r.setting == cell.setting and r.axes["n_tokens"] == cell.axis("n_tokens")]
-        )  # fmt: skip
+        of_cell = [r for r in results if r.setting == cell.setting and r.axes["n_tokens"] == cell.axis("n_tokens")]
+        means = np.array([r.nll / r.n_scored for r in of_cell])
         assert cell.estimate is not None
         assert cell.n == len(means) == 4 and cell.n_scored == 4 * 256
         assert cell.estimate.value == pytest.approx(math.exp(means.mean()))
@@ -215,6 +215,16 @@ def test_headline_is_inside_and_beyond_the_window() -> None:
     assert all(cell.n == 4 for cell in found.values())
 
 
+def test_lengths_that_ask_the_same_are_not_put_together() -> None:
+    found = {cell.measure: cell for cell in headline(prepare(scenes.short())) if cell.setting == "plain"}
+    assert {measure: (cell.axis("n_tokens"), cell.n) for measure, cell in found.items()} == {
+        "accuracy": (2048, 16), "perplexity": (2048, 4),
+    }  # fmt: skip
+    assert [d.axes for d in differences(prepare(scenes.short())) if d.measure == "accuracy"] == [
+        (("n_tokens", n),) for n in (512, 1024, 2048)
+    ]
+
+
 def test_prompts_decide_what_is_beyond_the_window() -> None:
     # LongBench cuts prompts at a length; most are shorter.
     axes = {"n_tokens": 16384, "subtask": "qasper"}
@@ -222,6 +232,9 @@ def test_prompts_decide_what_is_beyond_the_window() -> None:
         [result("longbench", {**axes, "sample": i}, n_prompt=n, score=1.0) for i, n in enumerate((8192, 8193))]
     )
     assert [item.axes["where"] for item in items] == ["inside", "beyond"]
+    # The prompt of a choice counts with all continuations; the model reads one of them at a time.
+    (item,) = prepare([result("short", {"n_tokens": 8192, "sample": 0}, n_prompt=8300, score=1.0)])
+    assert item.axes["where"] == "inside"
 
 
 def test_unknown_window() -> None:
@@ -424,8 +437,8 @@ def test_the_files(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {"index.html", "summary.json", *summary["plots"]}
     assert {
-        "passkey-length.png", "passkey-map-1.png", "passkey-map-2.png", "kv-length.png", "kv-place.png", "ruler-length.png",
-        "ruler-subtasks.png", "ppl-length.png",
+        "passkey-length.png", "passkey-map-1.png", "passkey-map-2.png", "kv-length.png", "kv-place.png",
+        "ruler-length.png", "ruler-subtasks.png", "ppl-length.png",
     } == set(summary["plots"])  # fmt: skip
     page = Page((folder / "index.html").read_text(encoding="utf-8"))
     embedded = [base64.b64decode(image["src"].partition(",")[2]) for image in page.found["img"]]
@@ -482,7 +495,8 @@ def test_a_process_with_other_hashes_makes_the_same_files(tmp_path: Path) -> Non
     results = [*scenes.passkey(samples=1), *scenes.ruler(("plain", "4:1024"))]
     write_report(results, [RUN], tmp_path / "here")
     code = (
-        "import sys; from pathlib import Path; import report_scenes as s; from pyselfextend.eval.report import write_report\n"
+        "import sys; from pathlib import Path; import report_scenes as s\n"
+        "from pyselfextend.eval.report import write_report\n"
         "results = [*s.passkey(samples=1), *s.ruler(('plain', '4:1024'))]\n"
         "write_report(results, [s.RUN], Path(sys.argv[1]))"
     )
@@ -515,43 +529,51 @@ def test_invisible_characters_are_shown() -> None:
     assert clean("a\tb\nc\x07\u2066") == "a\tb\nc\\u0007\\u2066"
 
 
-@pytest.mark.parametrize(
-    "results",
-    [
-        pytest.param(lambda: [result("passkey", {"n_tokens": 4096, "depth": 0.5, "digits": 5, "sample": 0}, score=1.0)], id="one"),
-        pytest.param(lambda: [result("passkey", {}, score=1.0)], id="no axes"),
-        pytest.param(lambda: [result("ppl", {"n_tokens": 4096}, nll=512.0, n_scored=256)], id="one window"),
-        pytest.param(lambda: [result("passkey", {"n_tokens": 4096, "depth": 0.0}, error="no memory")], id="all failed"),
-        pytest.param(lambda: list(scenes.perplexity(("2:1024",), lengths=(16384, 20480))), id="all perplexities failed"),
-        pytest.param(lambda: list(scenes.passkey(("4:1024",))), id="no plain"),
-        pytest.param(lambda: list(scenes.passkey(("plain",), lengths=(16384, 32768))), id="all beyond"),
-        pytest.param(lambda: [replace(r, task="flight") for r in scenes.kv()], id="unknown task"),
-        pytest.param(lambda: [replace(r, task="flight") for r in scenes.perplexity(("plain", "x:y"))], id="unknown setting"),
-        pytest.param(lambda: [result("a b", {"n_tokens": n}, score=0.5) for n in (1, 2)], id="name 1"),
-        pytest.param(lambda: [replace(r, n_ctx_train=0) for r in scenes.passkey()], id="unknown window"),
-        pytest.param(lambda: [result("new", {"depth": d}, score=0.5) for d in (0.0, 0.5, "deep")], id="depth alone"),
-        pytest.param(lambda: [result("new", {"n_tokens": n}, score=0.5) for n in (0, -5, "long", 4096)], id="odd lengths"),
-        pytest.param(
-            lambda: [result("new", {"n_tokens": n, "depth": n, "place": n, "x": n}, n_prompt=9, score=0.5)  # type: ignore[dict-item]
-                     for n in (None, [1], math.nan, True, 2)], id="odd axes"),
-        pytest.param(lambda: list(scenes.short()), id="short"),
-        pytest.param(
-            lambda: [result("short", {"subtask": "choice", "sample": i}, s, score=1.0) for i in range(3) for s in ("plain", "4:64")]
-            + [result("short", {"subtask": "ppl", "window": i}, s, nll=700.0, n_scored=256) for i in range(3) for s in ("plain", "4:64")],
-            id="two measures"),
-    ],
-)  # fmt: skip
-def test_reports_of_anything(tmp_path: Path, results: Any) -> None:
-    found = results()
-    page = report(tmp_path, found, [])
-    summary = summary_of(tmp_path)
-    n_counted = sum(cell["n"] for cell in summary["headline"])
-    n_failed = sum(cell["n_failed"] for cell in summary["headline"])
-    assert (n_counted, n_failed) == (sum(not r.error for r in found), sum(bool(r.error) for r in found)) or any(
-        cell["measure"] == "perplexity" for cell in summary["headline"]
-    )
-    assert n_counted + n_failed > 0
+def odd_axes() -> list[Result]:
+    """What a file could hold though no task writes it."""
+    odd: list[Any] = [None, [1], math.nan, True, 2]
+    return [result("new", {"n_tokens": n, "depth": n, "place": n, "x": n}, n_prompt=9, score=0.5) for n in odd]
+
+
+def two_measures() -> list[Result]:
+    """A task without lengths."""
+    found = []
+    for i, setting in itertools.product(range(3), ("plain", "4:64")):
+        found.append(result("short", {"subtask": "choice", "sample": i}, setting, score=1.0))
+        found.append(result("short", {"subtask": "ppl", "window": i}, setting, nll=700.0, n_scored=256))
+    return found
+
+
+ANYTHING: dict[str, Callable[[], list[Result]]] = {
+    "one": lambda: [result("passkey", {"n_tokens": 4096, "depth": 0.5, "digits": 5, "sample": 0}, score=1.0)],
+    "no axes": lambda: [result("passkey", {}, score=1.0)],
+    "one window": lambda: [result("ppl", {"n_tokens": 4096}, nll=512.0, n_scored=256)],
+    "all failed": lambda: [result("passkey", {"n_tokens": 4096, "depth": 0.0}, error="no memory")],
+    "no perplexity": lambda: list(scenes.perplexity(("2:1024",), lengths=(16384, 20480))),
+    "no plain": lambda: list(scenes.passkey(("4:1024",))),
+    "all beyond": lambda: list(scenes.passkey(("plain",), lengths=(16384, 32768))),
+    "unknown task": lambda: [replace(r, task="flight") for r in scenes.kv()],
+    "unknown setting": lambda: [replace(r, task="flight") for r in scenes.perplexity(("plain", "x:y"))],
+    "unknown window": lambda: [replace(r, n_ctx_train=0) for r in scenes.passkey()],
+    "short lengths": lambda: [result("a b", {"n_tokens": n}, score=0.5) for n in (1, 2)],
+    "depth alone": lambda: [result("new", {"depth": d}, score=0.5) for d in (0.0, 0.5, "deep")],
+    "odd lengths": lambda: [result("new", {"n_tokens": n}, score=0.5) for n in (0, -5, "long", 4096)],
+    "odd axes": odd_axes,
+    "short": lambda: list(scenes.short()),
+    "two measures": two_measures,
+}
+
+
+@pytest.mark.parametrize("name", ANYTHING)
+def test_reports_of_anything(tmp_path: Path, name: str) -> None:
+    results = ANYTHING[name]()
+    page = report(tmp_path, results, [])
     assert "Not recorded." in page.words
+    cells = summary_of(tmp_path)["headline"]
+    # Nothing is left out of the headline but lengths that ask the same.
+    n_asked = len(once(prepare(results)))
+    assert sum(cell["n"] + cell["n_failed"] for cell in cells) == n_asked > 0
+    assert sum(cell["n_failed"] for cell in cells) == sum(bool(item.error) for item in once(prepare(results)))
 
 
 def test_tasks_with_similar_names_keep_their_plots(tmp_path: Path) -> None:
@@ -645,7 +667,10 @@ def test_without_the_extra(tmp_path: Path) -> None:
 
 
 def test_nothing_heavy_is_imported_early() -> None:
-    code = "import pyselfextend.eval.report, sys; print({'matplotlib', 'statsmodels', 'scipy', 'jinja2'} & set(sys.modules))"
+    code = (
+        "import pyselfextend.eval.report, sys\n"
+        "print({'matplotlib', 'statsmodels', 'scipy', 'jinja2'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"
 

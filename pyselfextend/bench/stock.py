@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from .. import _native
 from .._extras import need
@@ -168,7 +170,7 @@ def _run(command: Sequence[str], log: Any, log_path: Path, on_line: Callable[[st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
-        start_new_session=True,  # so that its compilers end with it
+        start_new_session=True,  # Ctrl-C is ours
     )
     assert process.stdout
     lines: list[str] = []
@@ -181,7 +183,7 @@ def _run(command: Sequence[str], log: Any, log_path: Path, on_line: Callable[[st
         status = process.wait()
     finally:
         if process.poll() is None:
-            _kill_group(process)
+            _kill_all(process)
         process.stdout.close()
     log.flush()
     if status != 0:
@@ -189,26 +191,25 @@ def _run(command: Sequence[str], log: Any, log_path: Path, on_line: Callable[[st
     return [line for line in lines if line]
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all below it: Ninja gives each compiler a process group of its own."""
+    parent = psutil.Process(process.pid)
+    for each in (parent, *parent.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
 
 
 def _reason(lines: Sequence[str]) -> str:
     """The first error in what a step wrote, as one line."""
-    for i, line in enumerate(lines):
-        if line.startswith("CMake Error"):
-            paragraph: list[str] = []
-            for each in lines[i + 1 :]:
-                if not each.strip() and paragraph:
-                    break
-                paragraph.append(each.strip())
-            return " ".join(paragraph).strip() or line
-        if re.search(r"\berror:|FAILED:", line):
-            return line.strip()
+    for pattern in ("^CMake Error at", r"\berror:", "FAILED:"):
+        for i, line in enumerate(lines):
+            if not re.search(pattern, line):
+                continue
+            if pattern.endswith(":"):
+                return line.strip()
+            told = itertools.dropwhile(lambda each: not each.strip(), lines[i + 1 :])  # a paragraph that follows
+            return " ".join(" ".join(itertools.takewhile(str.strip, told)).split())
     return lines[-1].strip() if lines else "it wrote nothing"
 
 

@@ -53,7 +53,7 @@ def write_report(
         while anchor in anchors.values():
             anchor += "-"
         anchors[task] = anchor
-    plots = {task: pictures(summary.of_task(task), names, anchors[task]) for task in summary.tasks}
+    plots = {task: pictures(summary.of_task(task), names, summary.settings, anchors[task]) for task in summary.tasks}
     files = {picture.name: picture.data for of_task in plots.values() for picture in of_task}
     page = render(summary, plots, anchors, title).encode("utf-8", "replace")
     numbers = summary_json(summary, title, list(files)).encode("utf-8", "replace")

@@ -149,18 +149,8 @@ def samples(items: Collection[Item], n: int = 2) -> list[Sample]:
         right = result.score >= 0.5
         group = found.setdefault((item.subject, item.task, item.setting, right), [])
         if len(group) < n:
-            group.append(
-                Sample(
-                    item.subject,
-                    item.setting,
-                    item.task,
-                    result.key,
-                    right,
-                    result.score,
-                    result.references,
-                    result.answer,
-                )
-            )
+            whose = (item.subject, item.setting, item.task, result.key)
+            group.append(Sample(*whose, right, result.score, result.references, result.answer))
     everything = [sample for group in found.values() for sample in group]
     return sorted(everything, key=lambda s: (*group_order(s.task, "", s.subject, s.setting, ()), not s.right))
 

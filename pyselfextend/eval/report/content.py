@@ -147,7 +147,10 @@ def lead(summary: Summary) -> list[str]:
 def headline_table(summary: Summary) -> Table:
     """Every task inside and beyond the trained window."""
     cells = {(c.subject, c.setting, (c.task, c.measure, dict(c.axes).get("where"))): c for c in summary.headline}
-    keys = sorted({key for _, _, key in cells}, key=lambda key: (summary.tasks.index(key[0]), key[1], key[2] == BEYOND))
+    keys = sorted(
+        {key for _, _, key in cells},
+        key=lambda key: (summary.tasks.index(key[0]), key[1], key[2] == BEYOND, str(key[2])),
+    )
     measures: dict[str, set[str]] = {}
     for task, measure, _ in keys:
         measures.setdefault(task, set()).add(measure)

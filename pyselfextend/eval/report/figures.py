@@ -53,33 +53,34 @@ class Picture:
     """The PNG."""
 
 
-def pictures(items: Sequence[Item], names: dict[Subject, str], prefix: str) -> list[Picture]:
+def pictures(items: Sequence[Item], names: dict[Subject, str], settings: Sequence[str], prefix: str) -> list[Picture]:
     """All plots of one task, accuracies first.
 
     Args:
         items: of the task.
         names: of the subjects.
+        settings: all of the page, in its order: they keep their colours, as long as there are enough.
         prefix: of the names of files.
     """
     found = []
     for measure in (ACCURACY, PERPLEXITY):
         of_measure = [item for item in items if item.measure == measure]
         if of_measure:
-            found += _Pictures(of_measure, names, prefix).all()
+            found += _Pictures(of_measure, names, settings, prefix).all()
     return found
 
 
 class _Pictures:
     """The plots of one task and measure."""
 
-    def __init__(self, items: Sequence[Item], names: dict[Subject, str], prefix: str) -> None:
+    def __init__(self, items: Sequence[Item], names: dict[Subject, str], settings: Sequence[str], prefix: str) -> None:
         self.items, self.names, self.prefix = items, names, prefix
         self.task, self.measure = items[0].task, items[0].measure
         self.text = task_text(self.task)
         self.quantity = PERPLEXITY if self.measure == PERPLEXITY else self.text.quantity
         self.settings = sorted({item.setting for item in items}, key=setting_order)
         self.subjects = list(dict.fromkeys(item.subject for item in items))
-        self.style = styles(self.settings)
+        self.style = styles(settings if len(settings) <= STYLES_MAX else self.settings)
         self.has_length = any("n_tokens" in item.axes for item in items)
 
     def all(self) -> list[Picture]:

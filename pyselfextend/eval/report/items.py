@@ -53,7 +53,6 @@ SAME_AT_EVERY_LENGTH = frozenset({"longbench", "leval", "short"})
 #: ``exp`` of more than this is no perplexity but an accident.
 MAX_NLL = 500.0
 
-
 #: What would disturb a page though it is no HTML: controls, marks that turn the direction of text, lone surrogates.
 DISTURBING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 

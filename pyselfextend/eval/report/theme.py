@@ -1,6 +1,6 @@
 """How plots look: colours, markers, fonts, small multiples, and the file of a figure.
 
-Settings keep their colour, marker and dash on the whole page. The colours are those of Okabe and Ito ("Color universal
+Settings keep their colour, marker and dash on the page. The colours are those of Okabe and Ito ("Color universal
 design", 2008), which colour-blind people tell apart; markers and dashes do so in greyscale.
 """
 
