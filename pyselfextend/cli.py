@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the name of the program. None: those of the process, which may be a shell's request for
             completions as well.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # the name of a model may not be ASCII where the terminal is
     try:
         if arguments is None and (request := os.environ.get(COMPLETE_VARIABLE)):
             from .commands.completion import answer

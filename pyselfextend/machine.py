@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
-
-import psutil
 
 __all__ = ["cpu_name", "describe", "n_cores"]
 
@@ -24,6 +21,8 @@ def cpu_name() -> str:
         if found:
             return found[1].strip()
     if sys.platform == "darwin":
+        import subprocess
+
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return platform.processor() or platform.machine()
@@ -38,5 +37,7 @@ def n_cores() -> int:
 
 def describe() -> str:
     """One line: processor, cores, memory, system."""
+    import psutil
+
     memory = psutil.virtual_memory().total / 2**30
     return f"{cpu_name()}, {n_cores()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"

@@ -179,7 +179,7 @@ def test_an_interruption_does_not_show(tiny_model: Path, setting: str) -> None:
 
 #: How far a log probability may be from the exact one: four times what was measured, with an F32 cache and plain
 #: attention. The models differ in how sharp their attention is, as they do with stock llama.cpp.
-BOUNDS = {"llama": 1e-4, "hunyuan-dense": 1e-4, "gemma3": 1e-2, "gpt-oss": 4e-3}
+BOUNDS = {"llama": 6e-4, "hunyuan-dense": 2e-4, "gemma3": 1e-2, "gpt-oss": 1e-3}
 
 
 @pytest.mark.parametrize(

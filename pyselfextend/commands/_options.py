@@ -15,9 +15,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..config import SETTING_MAX
+from ..machine import n_cores
 from ._command import option
 
-__all__ = ["FRACTION", "GGUF_FILE", "CommaSeparated", "GgufFile", "Integer", "Real", "n_cores", "seed", "threads"]
+__all__ = ["FRACTION", "GGUF_FILE", "CommaSeparated", "GgufFile", "Integer", "Real", "seed", "threads"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -111,12 +112,6 @@ class GgufFile(click.ParamType[Path]):
 FRACTION = Real(0, 1)
 
 GGUF_FILE = GgufFile()
-
-
-def n_cores() -> int:
-    """The cores that this process may use, as far as ggml can use them."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(n, N_THREADS_MAX)
 
 
 def threads(section: str = "Options") -> Callable[[_Function], _Function]:

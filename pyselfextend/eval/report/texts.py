@@ -88,7 +88,8 @@ TASKS = {
     ),
     "leval": TaskText(
         "L-Eval",
-        "Questions over real long documents, with exact and with open answers.",
+        "Questions over real long documents with one right answer (exams, code, topics), and open ones with answers "
+        "and summaries in free words. Those that need a judge are left out. A long document loses its middle.",
         "By the subtask's published metric: exact match, F1 or ROUGE, up to 100%.",
         (arxiv("An et al.", "2307.11088"),),
         "mean score",
