@@ -17,6 +17,7 @@ from pyselfextend.eval.model import EvalModel
 from pyselfextend.eval.results import Result
 from pyselfextend.eval.run import Column, Options, evaluate
 from pyselfextend.eval.settings import Rope, Setting
+from pyselfextend.eval.tasks.niah import Niah
 from pyselfextend.eval.tasks.passkey import Passkey
 from pyselfextend.eval.tasks.ppl import Perplexity
 from pyselfextend.eval.text import default_text
@@ -97,6 +98,7 @@ def test_what_prompts_share_does_not_show(models: list[Path]) -> None:
     class Some:
         indexes: tuple[int, ...]
         name: str = "passkey"
+        chat: bool = False
         n_ctx: int = task.n_ctx
 
         def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:
@@ -135,6 +137,18 @@ def test_an_architecture_that_is_not_supported_is_a_failure(tmp_path: Path, tiny
         n_threads=1, flash_attn=False)))  # fmt: skip
     assert {bool(r.error) for r in results} == {True}
     assert len({r.error for r in results}) == 1
+
+
+def test_a_task_decides_about_the_chat_template_unless_the_options_do(models: list[Path]) -> None:
+    needle = Niah(default_text(), lengths=(600,), depths=(0.0,))
+    passkey = replace(PASSKEY, lengths=(600,), depths=(0.0,))
+
+    def digests(task: Niah | Passkey, chat: bool | None) -> list[str]:
+        options = Options(n_threads=1, chat=chat)
+        return [r.digest for r in evaluate(models[:1], [task], settings("plain"), options=options)]
+
+    assert digests(passkey, None) == digests(passkey, False) != digests(passkey, True)
+    assert digests(needle, None) == digests(needle, True) != digests(needle, False)
 
 
 def test_no_model_and_no_room(tmp_path: Path, models: list[Path]) -> None:
@@ -194,6 +208,7 @@ def test_a_choice_is_made_by_bytes(models: list[Path]) -> None:
     @dataclass(frozen=True)
     class Choices:
         name: str = "choices"
+        chat: bool = False
         n_ctx: int = 900
 
         def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:

@@ -1,8 +1,8 @@
 """The adapter for lm-evaluation-harness: its own tasks over small files, against the reference, without a network.
 
 The reference shares nothing with the engine, and prompts, windows, metrics and answers are computed here a second time.
-With an F32 cache and without flash attention the log probability of a token is within 3e-6 of the exact one (measured, on
-average over a request); a rule that is off by one, or a request that is cut elsewhere, is further away by orders of
+With an F32 cache and without flash attention the log probability of a token is within 3e-6 of the exact one (measured,
+on average over a request); a rule that is off by one, or a request that is cut elsewhere, is further away by orders of
 magnitude.
 """
 
@@ -320,7 +320,7 @@ def test_what_is_written(run: Run, tiny_model: Path) -> None:
 
 
 def test_from_python(harness: Harness, tiny_model: Path, plain: Exact) -> None:
-    """The plain model in simple_evaluate, with few shots, and their other models are still known."""
+    """simple_evaluate, with few shots and in the chat template; their other models are still known."""
     script = """
 import json, sys
 import lm_eval
@@ -330,19 +330,26 @@ path, folder = sys.argv[1:]
 lm = SelfExtendLM(path, n_ctx=900, type_k="F32", type_v="F32", flash_attn=False, n_threads=1)
 tasks = TaskManager(include_path=folder, include_defaults=False)
 out = lm_eval.simple_evaluate(lm, tasks=["our_arc"], limit=2, num_fewshot=1, task_manager=tasks, bootstrap_iters=0)
+chat = lm_eval.simple_evaluate(lm, tasks=["our_trivia"], limit=1, apply_chat_template=True, task_manager=tasks,
+                               bootstrap_iters=0, gen_kwargs="max_gen_toks=6")["samples"]["our_trivia"][0]
 names = [lm_eval.api.registry.get_model(name).__name__ for name in ("pyselfextend", "dummy")]
 samples = [{"arguments": {i: dict(arg_0=a, arg_1=b) for i, (a, b) in enumerate(s["arguments"])}, "resps": s["resps"]}
            for s in out["samples"]["our_arc"]]
-print(json.dumps([names, out["config"]["setting"], samples]))
+print(json.dumps([names, out["config"]["setting"], samples, chat["arguments"][0][0], chat["resps"][0][0]]))
 """
     done = harness.call("-c", script, tiny_model, harness.folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (harness.folder / "network").exists()
     assert "Exception ignored" not in done.stderr  # the model was not closed
-    names, setting, samples = json.loads(done.stdout.splitlines()[-1])
+    names, setting, samples, prompt, answer = json.loads(done.stdout.splitlines()[-1])
     assert names == ["SelfExtendLM", "DummyLM"]
     assert setting == "plain"
     check_loglikelihoods(samples, plain)
+    assert (
+        len(samples) == 2 and samples[0]["arguments"]["0"]["arg_0"].count("Question: ") == 2
+    )  # a shot, and the question
+    assert prompt == f"user: {trivia_prompt(TRIVIA[0])}\nassistant:"
+    assert answer == plain.answer(prompt, 6, ["\n", ".", ","])
 
 
 def test_an_error_is_one_line(harness: Harness, tiny_model: Path) -> None:

@@ -101,6 +101,27 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     return made
 
 
+# -- what it takes
+
+
+def test_record_of_our_build() -> None:
+    """It has what CMake remembers of it, and the compiler's own words."""
+    cache = dict(
+        re.findall(r"^([^#/\s:]+):[A-Z]+=(.*)$", (ROOT / "build/dev/CMakeCache.txt").read_text(), re.MULTILINE)
+    )
+    record = stock.build_options()
+    options = record["options"]
+    assert {name: cache[name] for name in options} == options
+    assert {"GGML_NATIVE", "GGML_OPENMP", "GGML_RPC", "GGML_CUDA", "CMAKE_BUILD_TYPE", "CMAKE_CXX_FLAGS"} <= set(
+        options
+    )
+    for language in ("C", "CXX"):
+        command = [options[f"CMAKE_{language}_COMPILER"], "-dumpfullversion", "-dumpversion"]
+        version = subprocess.check_output(command, text=True).strip()
+        assert record["compilers"][language].split()[1] == version
+    assert record["cpu_flags"] == "-march=native"
+
+
 # -- where it is kept
 
 
@@ -324,12 +345,10 @@ def test_stock_build(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monke
         ours, theirs = (evaluate(lib, tiny_model, tokens, job).logits for lib in (_native.lib_dir(), folder))
         assert np.array_equal(ours, theirs)
 
-    symbols = stock.lib_file(folder).read_bytes()
-    assert b"llama_self_extend" not in symbols
+    assert b"llama_self_extend" not in stock.lib_file(folder).read_bytes()
 
-    build = folder.with_name("build")  # the one that was removed
-    theirs = commands_of(folder.parent / "compile_commands.json", (f"{folder.parent}.build", "BUILD"), (build, "BUILD"))
-    ours = commands_of(ROOT / "build/dev/compile_commands.json", (ROOT / "build/dev", "BUILD"))
-    assert len(theirs) > 100
-    for file, words in theirs.items():
-        assert [word for word in ours[file] if not word.startswith(f"-I{ROOT / 'native'}")] == words
+    stock_commands = commands_of(folder.parent / "compile_commands.json", (f"{folder.parent}.build", "BUILD"))
+    our_commands = commands_of(ROOT / "build/dev/compile_commands.json", (ROOT / "build/dev", "BUILD"))
+    assert len(stock_commands) > 100
+    for file, words in stock_commands.items():
+        assert [word for word in our_commands[file] if not word.startswith(f"-I{ROOT / 'native'}")] == words

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 
 import psutil
 
-from .plan import usable_cores
+from ..machine import cpu_name, n_cores
 from .stock import build_options
 
 __all__ = ["Machine", "this_machine"]
@@ -57,7 +54,7 @@ def this_machine() -> Machine:
     record = build_options()
     return Machine(
         cpu=cpu_name(),
-        n_cores=usable_cores(),
+        n_cores=n_cores(),
         n_cores_all=os.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         os=platform.platform(),
@@ -68,18 +65,3 @@ def this_machine() -> Machine:
         openmp={name: value for name, value in sorted(os.environ.items()) if re.match("(OMP|GOMP|KMP)_", name)},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def cpu_name() -> str:
-    """The processor, as it calls itself."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(
-            r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE
-        )
-        if found:
-            return found[1].strip()
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return platform.processor() or platform.machine()

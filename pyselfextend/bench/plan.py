@@ -18,11 +18,12 @@ from .. import positions
 from ..cache_size import CACHE_TYPES, cache_type
 from ..config import SETTING_MAX, SelfExtendConfig, integer
 from ..errors import SettingError
+from ..machine import n_cores
 from ..model_info import model_info
 from ..plan import choose_ga_n
 from .worker import ATTN, N_WARM_UP
 
-__all__ = ["DEPTHS", "Configuration", "Plan", "Step", "make_plan", "usable_cores"]
+__all__ = ["DEPTHS", "Configuration", "Plan", "Step", "make_plan"]
 
 #: Where speed is measured if nothing is said, as far as the pairs reach.
 DEPTHS = (0, 1024, 4096, 8192)
@@ -231,13 +232,6 @@ def make_plan(
     return plan
 
 
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _depths(
     depths: Sequence[int] | None, pairs: Sequence[tuple[int, int]], n_ctx_train: int, n_room: int
 ) -> tuple[int, ...]:
@@ -258,9 +252,8 @@ def _depths(
 
 
 def _threads(threads: Sequence[int] | None) -> Iterator[int]:
-    n_cores = usable_cores()
-    for number in dict.fromkeys([n_cores] if threads is None else threads):
-        yield integer("threads", number, 1, n_cores)
+    for number in dict.fromkeys([n_cores()] if threads is None else threads):
+        yield integer("threads", number, 1, n_cores())
 
 
 def _configurations(

@@ -199,5 +199,8 @@ def _busy_seconds() -> float:
 
 
 def _cpu_seconds(worker: Worker) -> float:
-    times = worker.process.cpu_times()
+    try:
+        times = worker.process.cpu_times()
+    except psutil.Error:  # it has died; the request that follows says so
+        return 0.0
     return float(times.user + times.system)

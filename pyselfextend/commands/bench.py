@@ -10,14 +10,15 @@ from typing import Any
 import click
 
 from ..cache_size import CACHE_TYPES
+from ..machine import n_cores
 from ._command import Command, option
-from ._options import GGUF_FILE, CommaSeparated, Integer, n_cores
+from ._options import GGUF_FILE, CommaSeparated, Integer
 
 EPILOG = """The stock build is llama.cpp from the same pinned source without our patches, compiled as our library was.
 It is built once, into the cache folder (PYSELFEXTEND_CACHE_DIR, or the user's), which takes a C++ compiler and minutes.
 
-Every configuration has a process of its own, and one computes at a time. At each depth they take turns in rounds; the
-first round is not counted. Ctrl-C ends all and shows what has been measured.
+Every configuration has a process of its own, and one computes at a time. At each depth they take turns in rounds, A B,
+B A, A B, ...; one more round before them is not counted. Ctrl-C ends all and shows what has been measured.
 
 With --json, one object. machine; plan (depths, threads and n_* in tokens); records in their order, where configuration
 is a number in plan.configurations: opened (library, build, system_info, devices, cache_mib, bytes_base),

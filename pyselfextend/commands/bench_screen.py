@@ -47,22 +47,23 @@ def build_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def run_bar(console: Console) -> Iterator[Callable[[Stand], None]]:
-    """A progress bar for the measurements, by time."""
-    with _progress(console) as progress:
+    """A progress bar for the measurements, by time. It is drawn between them: nothing runs beside a measurement."""
+    with _progress(console, auto_refresh=False) as progress:
         task = progress.add_task("", total=None, note="")
 
         def tell(stand: Stand) -> None:
             left = stand.seconds_left
             total = None if left is None else stand.seconds + left
             note = "" if left is None else f"{clock(left)} left"
-            progress.update(task, description=stand.text, completed=stand.seconds, total=total, note=note)
+            progress.update(task, description=stand.text, completed=stand.seconds, total=total, note=note, refresh=True)
 
         yield tell
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console, auto_refresh: bool = True) -> Progress:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[note]}"))
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    is_shown = console.is_terminal
+    return Progress(*columns, console=console, disable=not is_shown, transient=True, auto_refresh=auto_refresh)
 
 
 def tell_depth(console: Console, rows: Sequence[Row]) -> None:
@@ -99,8 +100,13 @@ def _facts(results: Results) -> Iterator[str]:
     yield f"{machine.date}, {machine.cpu}, {cores}, {mib(machine.memory_bytes)}, {machine.os}, Python {machine.python}"
     flags = " ".join(filter(None, [machine.build_type, machine.cpu_flags]))
     yield f"compiled by {' and '.join(dict.fromkeys(machine.compilers.values()))}, {flags}"
-    for build in dict.fromkeys(tuple(each.build.items()) for each in opened if each.build):
-        yield ", ".join(f"{name} {value}" for name, value in build)
+    for build in [each.build for each in opened if each.build][:1]:
+        yield (
+            f"pyselfextend {build['version']}, build {build['build_id']}; llama.cpp {build['llama_cpp_commit']} "
+            f"of llama-cpp-python {build['llama_cpp_python']}"
+        )
+    if machine.openmp:
+        yield "environment: " + ", ".join(f"{name}={value}" for name, value in machine.openmp.items())
     for devices in dict.fromkeys(each.devices for each in opened if each.devices):
         yield f"devices: {'; '.join(devices)}"
     for info in dict.fromkeys(each.system_info for each in opened):

@@ -172,6 +172,10 @@ class Task(Protocol):
         """As in the command line and in results."""
 
     @property
+    def chat(self) -> bool:
+        """Whether the task is defined in a model's chat template, if it has one. Options can say otherwise."""
+
+    @property
     def n_ctx(self) -> int:
         """The context that the longest case needs, in tokens."""
 

@@ -40,8 +40,8 @@ class Options:
 
     n_gpu_layers: int = 0
     flash_attn: bool = True
-    chat: bool = True
-    """Whether prompts stand in the model's chat template, if it has one."""
+    chat: bool | None = None
+    """Whether prompts stand in the model's chat template, if it has one. None: as each task is defined."""
 
 
 class Watcher(Protocol):
@@ -115,8 +115,11 @@ def evaluate(
 def _cases(path: Path, rope: Rope, tasks: Sequence[Task], options: Options) -> list[Case]:
     """The cases for a model's tokenizer."""
     with EvalModel(path, Setting("plain"), rope, 64) as model:  # for its tokenizer alone
-        tokenizer = model.tokenizer(options.chat)
-        return [case for task in tasks for case in task.cases(tokenizer)]
+        return [
+            case
+            for task in tasks
+            for case in task.cases(model.tokenizer(task.chat if options.chat is None else options.chat))
+        ]
 
 
 def _plan(

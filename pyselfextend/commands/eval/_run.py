@@ -100,8 +100,8 @@ def eval_command(*examples: str) -> Callable[[_Function], click.Command]:
             help="Ask cases that have failed before once more.",
         ),
         option(
-            "--chat/--no-chat", default=True, section="Running",
-            help="Put prompts in the model's chat template, if it has one.",
+            "--chat/--no-chat", default=None, section="Running",
+            help="Put prompts in the model's chat template, if it has one.  [default: as the task is defined]",
         ),
         threads("Running"),
         option(
@@ -124,7 +124,7 @@ def eval_command(*examples: str) -> Callable[[_Function], click.Command]:
             out: Path | None,
             report: bool,
             retry: bool,
-            chat: bool,
+            chat: bool | None,
             threads: int,
             gpu_layers: int,
             flash_attn: bool,

@@ -48,6 +48,7 @@ class KeyValue:
 
     seed: int = 1
     name: str = "kv"
+    chat: bool = True
 
     n_predict: int = 160
     """The longest answer, in tokens."""

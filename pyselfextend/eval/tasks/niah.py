@@ -83,6 +83,7 @@ class Niah:
 
     seed: int = 1
     name: str = "niah"
+    chat: bool = True
 
     n_predict: int = 64
     """The longest answer, in tokens: about three times what repeating the needle takes."""

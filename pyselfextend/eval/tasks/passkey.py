@@ -1,8 +1,8 @@
 """Passkey retrieval: a number hidden among sentences that say nothing.
 
 Mohtashami and Jaggi, "Landmark Attention", arXiv 2305.16300, section 4.2 and their ``run_test.py``: the texts are
-theirs, and so is the score, whether the answer holds the number. The SelfExtend paper (arXiv 2401.01325, section 4.2)
-uses the task with five digits.
+theirs, and so is the score, whether the answer holds the number. As there, the model goes on with the text, without a
+chat template. The SelfExtend paper (arXiv 2401.01325, section 4.2) uses the task with five digits.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Passkey:
 
     seed: int = 1
     name: str = "passkey"
+    chat: bool = False
 
     @property
     def n_predict(self) -> int:

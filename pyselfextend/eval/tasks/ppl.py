@@ -34,6 +34,7 @@ class Perplexity:
     """How many windows of each length."""
 
     name: str = "ppl"
+    chat: bool = False
 
     @property
     def n_ctx(self) -> int:

@@ -57,6 +57,7 @@ class Short:
 
     seed: int = 1
     name: str = "short"
+    chat: bool = False
 
     @property
     def n_ctx(self) -> int:

@@ -75,6 +75,7 @@ class LEval:
     """ROUGE-``1``, ROUGE-``2`` or ROUGE-``l``."""
 
     name: str = "leval"
+    chat: bool = True
 
     def __post_init__(self) -> None:
         for field, allowed in (("truncation", ("middle", "published")), ("rouge", ("1", "2", "l"))):

@@ -56,6 +56,7 @@ class LongBench:
     """LongBench-E in place of LongBench."""
 
     name: str = "longbench"
+    chat: bool = True
 
     def __post_init__(self) -> None:
         _ = self.files  # what is missing is said at once

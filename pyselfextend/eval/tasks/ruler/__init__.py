@@ -75,6 +75,7 @@ class Ruler:
 
     seed: int = 1
     name: str = "ruler"
+    chat: bool = True
 
     def __post_init__(self) -> None:
         for subtask in self.subtasks:
