@@ -118,12 +118,12 @@ class Case:
         digest = hashlib.sha256()
         for tokens in self.query.tokens:
             digest.update(array("q", (len(tokens), *tokens)).tobytes())
-        if isinstance(self.query, Generate):
-            asked = self.query
-            rest = (asked.n_predict, asked.references, asked.metric, asked.options, asked.stop)
-            digest.update(repr(rest).encode())
-        if isinstance(self.query, Score):
-            digest.update(repr(self.query.n_scored).encode())
+        query = self.query
+        if isinstance(query, Generate):
+            rest: object = (query.n_predict, query.references, query.metric, query.options, query.stop)
+        else:
+            rest = query.n_scored if isinstance(query, Score) else (query.n_bytes, query.gold)
+        digest.update(repr(rest).encode())
         return digest.hexdigest()[:16]
 
 

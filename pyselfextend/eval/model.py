@@ -1,8 +1,10 @@
 """A model that is asked: greedy answers and log probabilities, with what prompts share evaluated once.
 
 Results do not depend on what was asked before, bit by bit: prompts are evaluated in slices that are counted from their
-beginning, and what prompts share (``sharing``) is whole slices, kept as a saved state and not by cutting the sequence,
-since a neighbour window that is restored after a deep cut has been rounded once more.
+beginning, and what prompts share (``sharing``) is whole slices. A cache is cut there as long as no neighbour window has
+forgotten a key: later, which cells the window fills depends on those that it had to free, and a key that comes back has
+been rounded once more. Then beginnings are kept as saved states; but not of models that have sliding windows of their
+own as well, since states leave out what those windows have passed, and cells lie elsewhere after loading.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import ctypes
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from ..errors import EvalError, ModelFileError, SettingError
 from ..llama import CACHE_TYPES, Llama
 from .cases import Tokenizer, Tokens
 from .settings import Rope, Setting
-from .sharing import N_SLICE
+from .sharing import N_SLICE, shared_prefix
 
 import llama_cpp  # isort: skip  # after ..llama, which makes it load our library
 
@@ -62,6 +64,16 @@ class LogProbs:
 
     greedy: NDArray[np.bool_]
     """Whether each token is the most probable one, [n_tokens]."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a cache held."""
+
+    tokens: list[int] = field(default_factory=list)
+    data: Any = None
+    last: NDArray[np.float32] | None = None
+    """The logits behind the last token, if they are known, [n_vocab]."""
 
 
 def cache_type(name: str) -> int:
@@ -110,8 +122,9 @@ class EvalModel:
     ) -> None:
         self.progress = progress
         self._tokens: list[int] = []  # what the cache holds
-        self._kept: list[int] = []  # the beginning of a prompt whose state is kept
-        self._state: Any = None
+        self._n_last = 0
+        self._last: NDArray[np.float32] | None = None  # the logits behind the first _n_last tokens of the cache
+        self._kept = self._whole = _State()  # of a prompt's beginning, and of a prompt
         log = io.StringIO()
         try:
             with contextlib.redirect_stderr(log):  # llama.cpp warns that n_ctx is beyond the trained context
@@ -140,12 +153,16 @@ class EvalModel:
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
         self._n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self._batch = llama_cpp.llama_batch_init(N_SLICE, 0, 1)
+        #: Tokens that the cache can hold and still be cut: there are at least as many cells in the near part.
+        self._n_cut = self._llm.self_extend.ga_w + N_SLICE if setting.kind == "pair" else self.n_ctx
+        self._has_windows = llama_cpp.llama_model_n_swa(self._llm.model) > 0
 
     def close(self) -> None:
         """Free the model. Closing twice is fine."""
         if self._batch is not None:
             llama_cpp.llama_batch_free(self._batch)
-            self._batch = self._state = None
+            self._batch = None
+            self._kept = self._whole = _State()
             self._llm.close()
 
     def __enter__(self) -> Self:
@@ -168,7 +185,7 @@ class EvalModel:
             return list(self._llm.tokenize(text.encode(), add_bos=False, special=special))
 
         def detokenize(tokens: Tokens) -> str:
-            return self._llm.detokenize(list(tokens)).decode(errors="replace")
+            return b"".join(map(self._piece, tokens)).decode(errors="replace")
 
         bos: Tokens = (self._llm.token_bos(),) if self._llm._model.add_bos_token() else ()
         before, after = bos, Tokens()
@@ -178,19 +195,20 @@ class EvalModel:
             before, after = (tuple(tokenize(text, True)) for text in chat_frame(self._llm))
         return Tokenizer(tokenize, detokenize, before, after, bos, self._llm._model.n_ctx_train())
 
-    def answer(self, prompt: Tokens, n_predict: int, stop: str = "", n_keep: int = 0) -> Answer:
+    def answer(self, prompt: Tokens, n_predict: int, stop: str | Sequence[str] = (), n_keep: int = 0) -> Answer:
         """Answer a prompt greedily.
 
         Args:
             prompt: at least one token.
             n_predict: the longest answer, in tokens.
-            stop: a text at which the answer ends.
+            stop: a text at which the answer ends, or several, of which the first one counts.
             n_keep: how many tokens of the prompt's beginning to keep for the next ones, see ``sharing``.
 
         Raises:
             EvalError: the prompt and the answer do not fit into the context.
         """
         self._check(len(prompt) + n_predict)
+        stops = [word for word in ([stop] if isinstance(stop, str) else stop) if word]
         logits = self._read(prompt, n_keep)
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a character can span tokens
         text = ""
@@ -198,29 +216,31 @@ class EvalModel:
             token = int(logits.argmax())
             if llama_cpp.llama_vocab_is_eog(self._vocab, token):
                 break
-            text += decode(self._llm.detokenize([token]))
-            if stop and stop in text:
-                return Answer(text[: text.index(stop)], n_tokens + 1)
+            text += decode(self._piece(token))
+            if ends := [text.index(word) for word in stops if word in text]:
+                return Answer(text[: min(ends)], n_tokens + 1)
             if n_tokens + 1 < n_predict:
                 logits = self._decode([token], 1)[0]
         else:
             n_tokens = n_predict
         return Answer(text + decode(b"", True), n_tokens)
 
-    def log_probs(self, prompt: Tokens, continuation: Tokens, n_keep: int = 0) -> LogProbs:
+    def log_probs(self, prompt: Tokens, continuation: Tokens, n_keep: int = 0, again: bool = False) -> LogProbs:
         """Score a continuation.
 
         Args:
-            prompt: at least one token. Continuations of one prompt are best asked for one after another: it is
-                evaluated once then.
+            prompt: at least one token.
             continuation: what is scored.
             n_keep: how many tokens of the prompt's beginning to keep for the next ones, see ``sharing``.
+            again: whether another continuation of the same prompt comes next; the prompt is evaluated once then.
 
         Raises:
             EvalError: they do not fit into the context.
         """
         self._check(len(prompt) + len(continuation))
         first = self._read(prompt, n_keep)
+        if again and len(prompt) + len(continuation) > self._n_cut and self._whole.tokens != list(prompt):
+            self._whole = self._save()
         values, greedy = [], []
         for rows, tokens in self._rows(first, continuation):
             shifted = rows - rows.max(axis=1, keepdims=True)
@@ -242,6 +262,16 @@ class EvalModel:
             given = continuation[begin : min(begin + N_SLICE_LOGITS, len(tokens) - 1)]
             yield self._decode(given, len(given)), tokens[begin + 1 : begin + 1 + len(given)]
 
+    def _piece(self, token: int) -> bytes:
+        """The text of a token. llama_cpp's detokenize loses those of more than 32 bytes, such as runs of spaces."""
+        size = 32
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
     def _check(self, n_tokens: int) -> None:
         if n_tokens > self.n_ctx:
             raise EvalError(f"{n_tokens} tokens do not fit into the context of {self.n_ctx} tokens")
@@ -249,16 +279,21 @@ class EvalModel:
     # -- the cache
 
     def _read(self, prompt: Tokens, n_keep: int) -> NDArray[np.float32]:
-        """Evaluate a prompt and return the logits behind it, [n_vocab]. Keeps a state of its first n_keep tokens."""
+        """Evaluate a prompt and return the logits that follow it, [n_vocab]. Keeps its first n_keep tokens."""
         if not prompt:
             raise EvalError("the prompt is empty")
-        if self._last is not None and self._cut_back(prompt):
+        if self._last is not None and self._n_last == len(prompt) and self._cut(prompt, len(prompt)):
             return self._last
+        if self._whole.tokens == list(prompt):
+            self._load(self._whole)
+            assert self._last is not None
+            return self._last
+        self._whole = _State()
         begin = self._resume(prompt)
         logits = None
         for start in range(begin, len(prompt), N_SLICE):
-            if start == n_keep and start > begin:
-                self._keep()
+            if start == n_keep and start > begin and self._n_cut < self.n_ctx:
+                self._kept = self._save()
             end = min(start + N_SLICE, len(prompt))
             logits = self._decode(prompt[start:end], int(end == len(prompt)))
         assert logits is not None
@@ -266,42 +301,48 @@ class EvalModel:
         self._n_last = len(prompt)
         return self._last
 
-    _last: NDArray[np.float32] | None = None  # the logits behind the first _n_last tokens of the cache
-    _n_last = 0
+    def _resume(self, prompt: Tokens) -> int:
+        """Leave whole slices of the prompt in the cache, or load those that are kept. Returns where to go on."""
+        n = min(shared_prefix(self._tokens, prompt), len(prompt) - 1) // N_SLICE * N_SLICE
+        if self._cut(prompt, n):
+            self._last = None
+            return n
+        self._clear()
+        n = len(self._kept.tokens)
+        if n >= len(prompt) or list(prompt[:n]) != self._kept.tokens:
+            return 0
+        if n:
+            self._load(self._kept)
+        return n
 
-    def _cut_back(self, prompt: Tokens) -> bool:
-        """Whether the cache holds the prompt and a short continuation, which has been cut off then.
-
-        The near part holds the window of every token of the last slice, so nothing is restored and rounded anew.
-        """
-        n = len(prompt)
-        if n != self._n_last or len(self._tokens) - n > N_SLICE or self._tokens[:n] != list(prompt):
+    def _cut(self, prompt: Tokens, n: int) -> bool:
+        """Leave the first n tokens of a prompt in the cache, if they are there and those behind will not show."""
+        if len(self._tokens) > max(self._n_cut, n) or self._tokens[:n] != list(prompt[:n]):
             return False
-        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n, -1):
+        if n == 0 or not llama_cpp.llama_memory_seq_rm(self._memory, 0, n, -1):
             return False
         del self._tokens[n:]
         return True
 
-    def _resume(self, prompt: Tokens) -> int:
-        """Empty the cache, or load the state that is kept if the prompt begins with it. Returns where to go on."""
+    def _clear(self) -> None:
         llama_cpp.llama_memory_clear(self._memory, False)
         self._tokens, self._last = [], None
-        n = len(self._kept)
-        if n == 0 or n >= len(prompt) or list(prompt[:n]) != self._kept:
-            return 0
-        if llama_cpp.llama_state_seq_set_data(self._ctx, self._state, len(self._state), 0) != len(self._state):
-            raise EvalError("a saved state could not be loaded")
-        self._tokens = list(self._kept)
-        return n
 
-    def _keep(self) -> None:
+    def _save(self) -> _State:
+        """The state of what is in the cache, if there is room for it and it is one that loads exactly."""
         size = int(llama_cpp.llama_state_seq_get_size(self._ctx, 0))
-        self._kept, self._state = [], None
-        if size > MEMORY_SHARE * psutil.virtual_memory().available:
-            return
-        state = (ctypes.c_uint8 * size)()
-        if llama_cpp.llama_state_seq_get_data(self._ctx, state, size, 0) == size:
-            self._kept, self._state = list(self._tokens), state
+        if self._has_windows or size > MEMORY_SHARE * psutil.virtual_memory().available:
+            return _State()
+        data = (ctypes.c_uint8 * size)()
+        if llama_cpp.llama_state_seq_get_data(self._ctx, data, size, 0) != size:
+            return _State()
+        return _State(list(self._tokens), data, self._last if self._n_last == len(self._tokens) else None)
+
+    def _load(self, state: _State) -> None:
+        self._clear()
+        if llama_cpp.llama_state_seq_set_data(self._ctx, state.data, len(state.data), 0) != len(state.data):
+            raise EvalError("a saved state could not be loaded")
+        self._tokens, self._last, self._n_last = list(state.tokens), state.last, len(state.tokens)
 
     def _decode(self, tokens: Sequence[int], n_logits: int) -> NDArray[np.float32]:
         """Evaluate tokens behind those in the cache. Returns the logits of the last n_logits, [n_logits, n_vocab]."""
@@ -315,8 +356,7 @@ class EvalModel:
             batch.logits[i] = i >= n - n_logits
         status = llama_cpp.llama_decode(self._ctx, batch)
         if status != 0:
-            self._tokens, self._last = [], None
-            llama_cpp.llama_memory_clear(self._memory, False)
+            self._clear()
             raise EvalError(f"llama.cpp could not evaluate {n} tokens behind {n_past}: llama_decode returned {status}")
         self._tokens.extend(tokens)
         rows = np.empty((n_logits, self._n_vocab), dtype=np.float32)

@@ -230,8 +230,8 @@ def _ask(model: EvalModel, case: Case, reading: Reading) -> dict[str, Any]:
 
 def _choice(model: EvalModel, query: Choose, reading: Reading) -> int:
     """The index of the choice with the largest log probability for each byte."""
-    means = [
-        float(model.log_probs(query.prompt, choice, reading.n_keep).values.sum()) / n_bytes
-        for choice, n_bytes in zip(query.choices, query.n_bytes, strict=True)
-    ]
+    means = []
+    for i, (choice, n_bytes) in enumerate(zip(query.choices, query.n_bytes, strict=True)):
+        again = i + 1 < len(query.choices)
+        means.append(float(model.log_probs(query.prompt, choice, reading.n_keep, again).values.sum()) / n_bytes)
     return means.index(max(means))

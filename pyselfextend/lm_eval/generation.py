@@ -66,7 +66,3 @@ class Generation:
             integer("max_gen_toks", lengths[0] if lengths else max_gen_toks, 0, SETTING_MAX),
             tuple(term for term in ([until] if isinstance(until, str) else until) if term),
         )
-
-    def cut(self, text: str) -> str:
-        """A text up to the first of the terms at which it ends."""
-        return text[: min((text.find(term) for term in self.until if term in text), default=len(text))]

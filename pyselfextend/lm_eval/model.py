@@ -186,7 +186,7 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
 
         def ask(step: Step) -> None:
             prompt, continuation = pairs[step.index]
-            log_probs = self._model.log_probs(prompt, continuation, step.n_keep)
+            log_probs = self._model.log_probs(prompt, continuation, step.n_keep, step.again)
             found[step.index] = float(log_probs.values.sum()), bool(log_probs.greedy.all())
             text = requests[step.index][0]
             if text is not None:
@@ -249,9 +249,8 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
 
         def ask(step: Step) -> None:
             generation = generations[step.index]
-            stop = generation.until[0] if len(generation.until) == 1 else ""  # several are cut off afterwards
-            answer = self._model.answer(prompts[step.index], generation.max_gen_toks, stop, step.n_keep)
-            found[step.index] = generation.cut(answer.text)
+            prompt = prompts[step.index]
+            found[step.index] = self._model.answer(prompt, generation.max_gen_toks, generation.until, step.n_keep).text
             self.cache_hook.add_partial("generate_until", requests[step.index].args, found[step.index])
 
         steps = plan_steps(prompts, lambda i: ())

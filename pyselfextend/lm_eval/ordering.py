@@ -21,6 +21,9 @@ class Step:
     n_keep: int
     """Tokens of its prompt's beginning that are kept for those after it."""
 
+    again: bool
+    """Whether the next one has the same prompt."""
+
     n_read: int
     """Tokens of its prompt that are evaluated, about; the others have been already."""
 
@@ -36,11 +39,11 @@ def plan_steps(prompts: Sequence[Tokens], more: Callable[[int], Tokens]) -> list
     distinct = list(dict.fromkeys(prompts[i] for i in order))
     readings = dict(zip(distinct, plan_readings(distinct), strict=True))
     steps: list[Step] = []
-    for i in order:
-        # what follows an equal prompt is cut off, and the prompt stays
+    for i, following in zip(order, [*order[1:], None], strict=True):
+        again = following is not None and prompts[i] == prompts[following]
         reading = readings.pop(prompts[i], None)
         if reading is None:
-            steps.append(Step(i, 0, 0))
+            steps.append(Step(i, 0, again, 0))
         else:
-            steps.append(Step(i, reading.n_keep, len(prompts[i]) - reading.n_shared))
+            steps.append(Step(i, reading.n_keep, again, len(prompts[i]) - reading.n_shared))
     return steps
