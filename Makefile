@@ -20,7 +20,7 @@ NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches nati
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 
-.PHONY: help setup demo test test-cpp test-vulkan test-gpu check format wheel clean .cuda
+.PHONY: help setup demo test test-cpp test-vulkan test-gpu results check format wheel clean .cuda
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -45,6 +45,26 @@ test-vulkan: $(VENV)/.package ## run the tests of devices on Vulkan, in software
 
 test-gpu: .cuda $(VENV)/.package ## run the tests of devices on an NVIDIA GPU
 	$(call test-device,cuda,-D GGML_CUDA=ON)
+
+# Goes on where it was, so that what is there is not measured again; docs/results.md says what the files are.
+RESULTS := build/results
+SMOLLM2 := SmolLM2-135M-Instruct
+SHOWN   := --setting plain,4:1024,8:1024,yarn:2.01 --no-report
+
+results: setup ## measure anew what docs/results shows: three hours on two cores
+	mkdir -p $(RESULTS)
+	cp "$$($(PY) -c 'from pyselfextend.default_model import find_model; print(find_model())')" $(RESULTS)/$(SMOLLM2).Q4_1.gguf
+	$(PY) models/requantize.py $(RESULTS)/$(SMOLLM2).Q4_1.gguf Q4_0 --out $(RESULTS)/$(SMOLLM2).Q4_0.gguf
+	for type in Q4_1 Q4_0; do \
+	    $(VENV)/bin/pyselfextend eval passkey $(RESULTS)/$(SMOLLM2).$$type.gguf --lengths 4096,8192,12288,16384 --digits 5 \
+	        $(SHOWN) --out $(RESULTS)/passkey-$$type && \
+	    $(VENV)/bin/pyselfextend eval ppl $(RESULTS)/$(SMOLLM2).$$type.gguf --lengths 2048,4096,8192,12288,16384 --windows 3 \
+	        $(SHOWN) --out $(RESULTS)/ppl-$$type || exit 1; \
+	done
+	$(VENV)/bin/pyselfextend eval report $(RESULTS)/*/results.jsonl --out $(RESULTS)/report
+	mkdir -p docs/results
+	cp $(RESULTS)/report/summary.json $(RESULTS)/report/*.png docs/results/
+	cat $(RESULTS)/*/results.jsonl > docs/results/results.jsonl
 
 check: $(VENV)/.package ## check style and types
 	$(VENV)/bin/ruff check
