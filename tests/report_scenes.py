@@ -35,6 +35,7 @@ def result(task: str, axes: dict[str, Axis], setting: str = "plain", *, n_prompt
     values: dict[str, object] = {
         "model": model,
         "model_bytes": model_bytes,
+        "model_digest": "0123456789abcdef",
         "n_ctx_train": n_ctx_train,
         "type_k": "F16",
         "type_v": "F16",

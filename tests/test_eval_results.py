@@ -16,6 +16,7 @@ from pyselfextend.eval.results import Result, ResultsFile, RunInfo, read_results
 RESULT = Result(
     model="model.gguf",
     model_bytes=1,
+    model_digest="89ab",
     n_ctx_train=512,
     setting="4:64",
     type_k="F16",
@@ -58,9 +59,19 @@ def test_results_of_several_files(tmp_path: Path) -> None:
     assert runs == [RUN, RUN]
 
 
+def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    other = replace(RESULT, model_digest="0123456789")
+    with ResultsFile(tmp_path / "a") as file:
+        file.append(RESULT)
+        file.append(other)
+        file.append(replace(RESULT, model="third.gguf"))
+    names = [result.model for result in read_results([tmp_path / "a"])[0]]
+    assert names == ["model.gguf (89ab)", "model.gguf (012345)", "third.gguf"]
+
+
 def test_identity_is_all_that_was_asked() -> None:
     for name, value in {
-        "model": "other.gguf", "model_bytes": 2, "setting": "plain", "type_k": "Q8_0", "type_v": "Q8_0", "task": "niah",
+        "model": "other.gguf", "model_digest": "cdef", "setting": "plain", "type_k": "Q8_0", "type_v": "Q8_0", "task": "niah",
         "key": "n_tokens=601", "digest": "4567",
     }.items():  # fmt: skip
         assert replace(RESULT, **{name: value}).identity != RESULT.identity  # type: ignore[arg-type]

@@ -228,8 +228,10 @@ def requests() -> Iterator[dict[str, Any]]:
     waiting: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def read() -> None:
-        for line in sys.stdin.buffer:
-            waiting.put(json.loads(line))
+        # Without a buffer, whose lock this thread would hold when Python ends on an error: it aborts then.
+        with open(0, "rb", buffering=0, closefd=False) as lines:
+            for line in lines:
+                waiting.put(json.loads(line))
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()

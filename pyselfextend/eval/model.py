@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
+import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -35,13 +36,16 @@ import llama_cpp  # isort: skip  # after ..llama, which makes it load our librar
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Answer", "EvalModel", "LogProbs", "Progress", "cache_type"]
+__all__ = ["Answer", "EvalModel", "LogProbs", "Progress", "cache_type", "fingerprint"]
 
 #: Tokens that are evaluated at once where the logits of all are wanted: each takes 4 bytes a word of the vocabulary.
 N_SLICE_LOGITS = 128
 
 #: A state of a prompt's beginning is kept if it takes no more than this part of the free memory.
 MEMORY_SHARE = 0.5
+
+#: Places of a file that go into its fingerprint.
+N_SAMPLES = 256
 
 #: Called when tokens have been evaluated: their number, and that of the tokens before them.
 Progress = Callable[[int, int], None]
@@ -74,6 +78,25 @@ class _State:
     data: Any = None
     last: NDArray[np.float32] | None = None
     """The logits behind the last token, if they are known, [n_vocab]."""
+
+
+def fingerprint(path: Path) -> str:
+    """A hash that two different models do not share: of the size of the file, its first MiB and samples of the rest.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            for i in range(N_SAMPLES):
+                file.seek(size * i // N_SAMPLES)
+                digest.update(file.read(4096))
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()[:16]
 
 
 def cache_type(name: str) -> int:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -43,10 +43,13 @@ class Result:
     """What a model made of a case, under one setting and with one type of cache."""
 
     model: str
-    """Name of the model file."""
+    """Name of the model file; with that of its folder where two have the same name."""
 
     model_bytes: int
     """Its size."""
+
+    model_digest: str
+    """A hash of its beginning and of samples of the rest, see ``fingerprint``."""
 
     n_ctx_train: int
     """The model's trained context, in tokens."""
@@ -90,7 +93,7 @@ class Result:
     @property
     def identity(self) -> tuple[str, ...]:
         """What makes it this result and no other: an interrupted run does not repeat it."""
-        names = ("model", "model_bytes", "setting", "type_k", "type_v", "task", "key", "digest")
+        names = ("model", "model_digest", "setting", "type_k", "type_v", "task", "key", "digest")
         return tuple(str(getattr(self, name)) for name in names)
 
 
@@ -184,7 +187,20 @@ def read_results(paths: Iterable[Path]) -> tuple[list[Result], list[RunInfo]]:
                 results[record.identity] = record
             else:
                 runs.append(record)
-    return list(results.values()), runs
+    return _told_apart(list(results.values())), runs
+
+
+def _told_apart(results: list[Result]) -> list[Result]:
+    """Results whose models have names of their own: two files of one name are told apart by their digests."""
+    digests: dict[str, set[str]] = {}
+    for result in results:
+        digests.setdefault(result.model, set()).add(result.model_digest)
+    return [
+        replace(result, model=f"{result.model} ({result.model_digest[:6]})")
+        if len(digests[result.model]) > 1
+        else result
+        for result in results
+    ]
 
 
 def _parse(path: Path, content: bytes) -> Iterator[Result | RunInfo]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,20 +13,31 @@ from typing import Any, Protocol
 from ..errors import EvalError, SelfExtendError
 from .cases import Case, Choose, Generate, Score, Task, Tokens
 from .metrics import METRICS
-from .model import EvalModel
+from .model import EvalModel, fingerprint
 from .results import Result
 from .settings import Rope, Setting
 from .sharing import Reading, cost, plan_readings
 
-__all__ = ["Column", "Options", "Watcher", "evaluate"]
+__all__ = ["Column", "Model", "Options", "Watcher", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file."""
+
+    path: Path
+    name: str
+    """What results call it: the file's name, with that of its folder where two have the same."""
+
+    digest: str
+    rope: Rope
 
 
 @dataclass(frozen=True)
 class Column:
     """A model under one setting, with one type of cache: what is open at a time."""
 
-    path: Path
-    rope: Rope
+    model: Model
     setting: Setting
     type_k: str
     type_v: str
@@ -100,31 +112,45 @@ def evaluate(
         EvalError: a task cannot make its cases for a model.
     """
     options = options or Options()
-    ropes = {path: Rope.of(path) for path in models}  # what is no model is refused before anything runs
-    for i, path in enumerate(models):
-        cases = _cases(path, ropes[path], tasks, options)
-        plans = [_plan(path, ropes[path], setting, cache, cases, done) for cache in caches for setting in settings]
+    opened = _models(models)  # what is no model is refused before anything runs
+    for i, model in enumerate(opened):
+        cases = _cases(model, tasks, options)
+        plans = [_plan(model, setting, cache, cases, done) for cache in caches for setting in settings]
         totals = [plan.total for plan in plans]
         for j, plan in enumerate(plans):
             if watcher is not None:
-                later = sum(totals[j + 1 :]) + sum(totals) * (len(models) - 1 - i)
+                later = sum(totals[j + 1 :]) + sum(totals) * (len(opened) - 1 - i)
                 watcher.begin(plan.column, len(plan.cases), totals[j], later)
             yield from _carry_out(plan, options, watcher)
 
 
-def _cases(path: Path, rope: Rope, tasks: Sequence[Task], options: Options) -> list[Case]:
+def _models(paths: Sequence[Path]) -> list[Model]:
+    """The models of some files, each file once."""
+    paths = list({path.resolve(): path for path in paths}.values())
+    names = Counter(path.name for path in paths)
+    return [
+        Model(
+            path,
+            path.name if names[path.name] == 1 else f"{path.resolve().parent.name}/{path.name}",
+            fingerprint(path),
+            Rope.of(path),
+        )
+        for path in paths
+    ]
+
+
+def _cases(model: Model, tasks: Sequence[Task], options: Options) -> list[Case]:
     """The cases for a model's tokenizer."""
-    with EvalModel(path, Setting("plain"), rope, 64) as model:  # for its tokenizer alone
+    with EvalModel(model.path, Setting("plain"), model.rope, 64) as opened:  # for its tokenizer alone
         return [
             case
             for task in tasks
-            for case in task.cases(model.tokenizer(task.chat if options.chat is None else options.chat))
+            for case in task.cases(opened.tokenizer(task.chat if options.chat is None else options.chat))
         ]
 
 
 def _plan(
-    path: Path,
-    rope: Rope,
+    model: Model,
     setting: Setting,
     cache: tuple[str, str],
     cases: Sequence[Case],
@@ -132,11 +158,11 @@ def _plan(
 ) -> _Plan:
     n_ctx, error = max(case.query.n_ctx for case in cases), ""
     try:
-        setting = setting.resolve(rope, n_ctx)
-        n_ctx = min(n_ctx, setting.n_ctx_max(rope) or n_ctx)
+        setting = setting.resolve(model.rope, n_ctx)
+        n_ctx = min(n_ctx, setting.n_ctx_max(model.rope) or n_ctx)
     except SelfExtendError as refused:
         error = str(refused)
-    column = Column(path, rope, setting, *cache)
+    column = Column(model, setting, *cache)
     left = [case for case in cases if _blank(column, case).identity not in done]
     return _Plan(column, n_ctx, left, plan_readings([_prompt(case) for case in left]), error)
 
@@ -148,7 +174,7 @@ def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterat
     try:
         if not error:
             model = EvalModel(
-                column.path, column.setting, column.rope, plan.n_ctx, type_k=column.type_k, type_v=column.type_v,
+                column.model.path, column.setting, column.model.rope, plan.n_ctx, type_k=column.type_k, type_v=column.type_v,
                 n_threads=options.n_threads, n_gpu_layers=options.n_gpu_layers, flash_attn=options.flash_attn,
                 progress=None if watcher is None else lambda n, n_past: watcher.advance(cost(n, n_past)),
             )  # fmt: skip
@@ -182,9 +208,10 @@ def _cost(case: Case, reading: Reading) -> float:
 def _blank(column: Column, case: Case) -> Result:
     """A result that says only whose it is."""
     return Result(
-        model=column.path.name,
-        model_bytes=column.path.stat().st_size,
-        n_ctx_train=column.rope.n_ctx_train,
+        model=column.model.name,
+        model_bytes=column.model.path.stat().st_size,
+        model_digest=column.model.digest,
+        n_ctx_train=column.model.rope.n_ctx_train,
         setting=str(column.setting),
         type_k=column.type_k,
         type_v=column.type_v,
@@ -201,7 +228,7 @@ def _result(model: EvalModel | None, column: Column, case: Case, reading: Readin
     blank = _blank(column, case)
     if model is None:
         return replace(blank, error=error)
-    reach = column.setting.n_ctx_max(column.rope)
+    reach = column.setting.n_ctx_max(column.model.rope)
     if reach is not None and case.query.n_ctx > reach:
         return replace(blank, error=f"{column.setting} reaches {reach} tokens, the case needs {case.query.n_ctx}")
     started = time.monotonic()

@@ -91,7 +91,7 @@ class _Watcher:
     def begin(self, column: Column, n_cases: int, total: float, later: float) -> None:
         """See ``run.Watcher``."""
         cache = column.type_k if column.type_k == column.type_v else f"{column.type_k}:{column.type_v}"
-        self._bar.begin(f"{column.path.name} {column.setting} {cache}", n_cases, total, later)
+        self._bar.begin(f"{column.model.name} {column.setting} {cache}", n_cases, total, later)
 
     def advance(self, done: float) -> None:
         """See ``run.Watcher``."""
