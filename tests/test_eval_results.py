@@ -71,8 +71,8 @@ def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_identity_is_all_that_was_asked() -> None:
     for name, value in {
-        "model": "other.gguf", "model_digest": "cdef", "setting": "plain", "type_k": "Q8_0", "type_v": "Q8_0", "task": "niah",
-        "key": "n_tokens=601", "digest": "4567",
+        "model": "other.gguf", "model_digest": "cdef", "setting": "plain", "type_k": "Q8_0", "type_v": "Q8_0",
+        "task": "niah", "key": "n_tokens=601", "digest": "4567",
     }.items():  # fmt: skip
         assert replace(RESULT, **{name: value}).identity != RESULT.identity  # type: ignore[arg-type]
     assert replace(RESULT, score=0.0, seconds=9.0, answer="", error="x").identity == RESULT.identity
