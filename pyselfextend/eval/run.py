@@ -175,7 +175,8 @@ def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterat
         if not error:
             model = EvalModel(
                 column.model.path, column.setting, column.model.rope, plan.n_ctx,
-                type_k=column.type_k, type_v=column.type_v, n_threads=options.n_threads, n_gpu_layers=options.n_gpu_layers, flash_attn=options.flash_attn,
+                type_k=column.type_k, type_v=column.type_v, n_threads=options.n_threads,
+                n_gpu_layers=options.n_gpu_layers, flash_attn=options.flash_attn,
                 progress=None if watcher is None else lambda n, n_past: watcher.advance(cost(n, n_past)),
             )  # fmt: skip
     except SelfExtendError as refused:
