@@ -591,6 +591,7 @@ def test_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+    assert "\N{HORIZONTAL ELLIPSIS}" not in done.stdout  # nothing was cut off
     results = bench.Results.from_json((tmp_path / "s.json").read_text())
     assert (tmp_path / "s.png").stat().st_size > 10_000
 

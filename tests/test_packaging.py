@@ -111,7 +111,12 @@ def test_python_files(names: list[str]) -> None:
 
 def test_nothing_of_upstream_but_the_libraries(wheel: Path, names: list[str]) -> None:
     assert {name.split("/")[0] for name in names} == {"pyselfextend", wheel.name.split("-py3")[0] + ".dist-info"}
-    assert not [name for name in names if name.endswith((".h", ".hpp", ".cpp", ".a", ".lib", ".cmake", ".pc"))]
+    ours = {name for name in names if name.startswith("pyselfextend/native/")}
+    scripts = {f"cmake/{script}.cmake" for script in ("apply", "fetch", "libraries", "options")}
+    files = {"LLAMA_CPP_PIN", "build-options.json", "stock/CMakeLists.txt"} | scripts
+    assert {name.removeprefix("pyselfextend/native/") for name in ours} == files
+    others = set(names) - ours
+    assert not [name for name in others if name.endswith((".h", ".hpp", ".cpp", ".a", ".lib", ".cmake", ".pc"))]
     with zipfile.ZipFile(wheel) as archive:
         links = [i.filename for i in archive.infolist() if stat.S_ISLNK(i.external_attr >> 16)]
     assert links == []

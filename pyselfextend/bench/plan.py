@@ -219,7 +219,7 @@ def make_plan(
     chosen = _depths(depths, pairs, n_ctx_train, n_room)
     plan = Plan(
         path,
-        f"{info.architecture} {info.quantization}, {info.n_params / 1e6:.0f} million parameters",
+        f"{info.architecture} {info.quantization}, {info.n_params / 1e6:.3g} million parameters",
         n_ctx_train,
         tuple(_configurations(pairs, plain, stock, attn, flash, caches)),
         chosen,
