@@ -25,6 +25,12 @@ __all__ = ["Build", "Device", "Diagnosis", "Features", "ModelAnswer", "examine"]
 
 NAME = requirements.NAME
 ATTN_VARIABLE = "PYSELFEXTEND_ATTN"  # llama.ATTN_VARIABLE, in a module that loads the library
+#: Runs the probe of the package that this process has, and not of another one in the current folder.
+PROBE = (
+    "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    f"runpy.run_module('{NAME}.probe', run_name='__main__')"
+)
+
 N_SECONDS = 600  # for the probe: a large model may have to be read from a slow disk
 
 #: ggml's name of an instruction set by the kernel's, on x86-64 and AArch64.
@@ -220,7 +226,7 @@ def _probe(model: Path | None) -> tuple[dict[str, Any], str | None]:
     """The findings of ``probe`` by name, and what is wrong."""
     flags = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}
     command = [sys.executable, *(flag for name, flag in flags.items() if getattr(sys.flags, name))]
-    command += ["-m", f"{NAME}.probe", *([] if model is None else [str(model)])]
+    command += ["-c", PROBE, json.dumps(sys.path), *([] if model is None else [str(model)])]
     end = None
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=N_SECONDS, check=False)

@@ -613,8 +613,9 @@ def test_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
 def test_an_interrupted_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
     """It shows and keeps what has been measured, and leaves nothing running."""
     words = command(
-        tiny_model, "--stock", stock_lib, "--depths", "0,64,1000", *SMALL_OPTIONS, "--json", tmp_path / "s.json"
-    )
+        tiny_model, "--stock", stock_lib, "--depths", "0,64,1000", *SMALL_OPTIONS, "--json", tmp_path / "s.json",
+        "--decode", 400,
+    )  # fmt: skip
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = process.stderr.readline()

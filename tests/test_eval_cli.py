@@ -69,7 +69,9 @@ def test_a_run_its_results_and_its_report(tiny_models: dict[str, Path], tmp_path
 
 
 def test_ctrl_c_leaves_whole_results_and_the_run_goes_on(tiny_model: Path, tmp_path: Path) -> None:
-    options = ["passkey", tiny_model, "--lengths", "1500", "--digits", "5", "--setting", "plain,4:64", "--threads", "1",
+    # So many cases that the run is not over before the signal, also where this process is held up.
+    options = ["passkey", tiny_model, "--lengths", "1500", "--digits", "5", "--samples", "20",
+               "--setting", "plain,4:64", "--threads", "1",
                "--no-report", "--out", tmp_path]  # fmt: skip
     path = tmp_path / "results.jsonl"
     process = subprocess.Popen(command(*options), stderr=subprocess.PIPE, text=True)
@@ -82,13 +84,13 @@ def test_ctrl_c_leaves_whole_results_and_the_run_goes_on(tiny_model: Path, tmp_p
     assert errors.splitlines()[-1] == "pyselfextend eval passkey: interrupted"
     assert "Traceback" not in errors
     first = read_results([path])[0]
-    assert 2 <= len(first) < 10
+    assert 2 <= len(first) < 200
     done = run(*options)
     assert done.returncode == 0
-    assert len(done.stderr.splitlines()) == 1 + 10 - len(first)
+    assert len(done.stderr.splitlines()) == 1 + 200 - len(first)
     results = read_results([path])[0]
     assert results[: len(first)] == first
-    assert len(results) == 10
+    assert len(results) == 200
 
 
 @pytest.mark.parametrize(
