@@ -46,7 +46,7 @@ test-vulkan: $(VENV)/.package ## run the tests of devices on Vulkan, in software
 test-gpu: .cuda $(VENV)/.package ## run the tests of devices on an NVIDIA GPU
 	$(call test-device,cuda,-D GGML_CUDA=ON)
 
-# Goes on where it was, so that what is there is not measured again; docs/results.md says what the files are.
+# Goes on where it was, so that what is there is not measured again; docs/results/README.md says what the files are.
 RESULTS := build/results
 SMOLLM2 := SmolLM2-135M-Instruct
 SHOWN   := --setting plain,4:1024,8:1024,yarn:2.01 --no-report
