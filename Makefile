@@ -64,6 +64,7 @@ results: setup ## measure anew what docs/results shows: three hours on two cores
 	$(VENV)/bin/pyselfextend eval report $(RESULTS)/*/results.jsonl --out $(RESULTS)/report
 	mkdir -p docs/results
 	cp $(RESULTS)/report/summary.json $(RESULTS)/report/*.png docs/results/
+	rm -f docs/results/*.jsonl
 	cat $(RESULTS)/*/results.jsonl > docs/results/results.jsonl
 
 check: $(VENV)/.package ## check style and types

@@ -110,6 +110,9 @@ class ModelInfo:
 
     rope: Rope
 
+    has_learned_positions: bool
+    """Whether each position has weights of its own, so that there are none beyond the trained context."""
+
     layers: tuple[Layer, ...]
     """In order; without layers for the prediction of several tokens, which are not loaded."""
 
@@ -160,6 +163,7 @@ def model_info(path: str | os.PathLike[str]) -> ModelInfo:
         n_embd=n_embd,
         n_vocab=embeddings[1] if len(embeddings) == 2 else 0,
         rope=_rope(keys, layers, {tensor.name for tensor in file.tensors}),
+        has_learned_positions=any(tensor.name == "position_embd.weight" for tensor in file.tensors),
         layers=layers,
         has_plain_cache=not (
             arch in architectures.RECURRENT | architectures.HYBRID | architectures.NO_CACHE | architectures.OTHER_CACHE

@@ -122,11 +122,25 @@ def test_failed_cases_show_in_the_exit_status_and_are_tried_again_on_demand(tiny
     reach = (512 - 500 + 250) * 2
     assert done.stderr.count(f"failed: 2:500 reaches {reach} tokens, the case needs 713 (0.0 s)") == 2
     again = run(*options)
-    assert again.returncode == 0
+    assert again.returncode == 1  # they are still failed
     assert "holds 4 results, which are not repeated" in again.stderr
     retried = run(*options, "--retry")
     assert retried.returncode == 1
     assert retried.stderr.count("failed: ") == 2
+
+
+def test_a_missing_extra_is_said_before_anything_runs(tiny_model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from pyselfextend.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["eval", "passkey", str(tiny_model), *SMALL, "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "pyselfextend eval passkey: this needs matplotlib, which is not installed; "
+        "install it with: pip install 'pyselfextend[eval]'\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_default_settings_are_plain_and_the_recommended_pair(tiny_model: Path, tmp_path: Path) -> None:

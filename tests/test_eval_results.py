@@ -64,18 +64,19 @@ def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     with ResultsFile(tmp_path / "a") as file:
         file.append(RESULT)
         file.append(other)
-        file.append(replace(RESULT, model="third.gguf"))
+        file.append(replace(RESULT, model="third.gguf", model_digest="fedc"))
     names = [result.model for result in read_results([tmp_path / "a"])[0]]
     assert names == ["model.gguf (89ab)", "model.gguf (012345)", "third.gguf"]
 
 
 def test_identity_is_all_that_was_asked() -> None:
     for name, value in {
-        "model": "other.gguf", "model_digest": "cdef", "setting": "plain", "type_k": "Q8_0", "type_v": "Q8_0",
+        "model_digest": "cdef", "setting": "plain", "type_k": "Q8_0", "type_v": "Q8_0",
         "task": "niah", "key": "n_tokens=601", "digest": "4567",
     }.items():  # fmt: skip
         assert replace(RESULT, **{name: value}).identity != RESULT.identity  # type: ignore[arg-type]
-    assert replace(RESULT, score=0.0, seconds=9.0, answer="", error="x").identity == RESULT.identity
+    same = replace(RESULT, model="renamed.gguf", score=0.0, seconds=9.0, answer="", error="x")
+    assert same.identity == RESULT.identity
 
 
 @pytest.mark.parametrize("cut", [1, 10, 100])
@@ -116,7 +117,9 @@ def test_another_file_is_refused_and_left_alone(tmp_path: Path, content: str) ->
         ResultsFile(path)
     assert path.read_text() == content
     if content.endswith("\n"):
-        with pytest.raises(EvalError, match=r"letter\.txt is not a file of results: line 1 is something else"):
+        with pytest.raises(
+            EvalError, match=r"letter\.txt is not a file of results: (line 1 is something else|it holds none)"
+        ):
             read_results([path])
 
 
@@ -148,10 +151,39 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
     assert another() == "opened"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("score", "x"), ("axes", None), ("axes", {"n_tokens": None}), ("n_prompt", "z"), ("seconds", "abc"), ("model", 5),
+     ("references", [1]), ("references", 7), ("nll", []), ("type", ["result"])],
+)  # fmt: skip
+def test_values_of_another_kind(tmp_path: Path, name: str, value: object) -> None:
+    path = tmp_path / "results.jsonl"
+    with ResultsFile(path) as file:
+        file.append(RESULT)
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), name: value}) + "\n", encoding="utf-8")
+    with pytest.raises(EvalError, match=r"results\.jsonl is not a file of results: line 1 is something else"):
+        read_results([path])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with ResultsFile(path) as file:
+        file.append(RESULT)
+        before = path.read_bytes()
+        with open("/dev/full", "r+b", buffering=0) as full:
+            whole, file._file = file._file, full
+            with pytest.raises(EvalError, match="cannot be written: No space left on device"):
+                file.append(RUN)
+            file._file = whole
+    assert path.read_bytes() == before
+
+
 def test_a_later_version_may_say_more(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     with ResultsFile(path) as file:
         file.append(RESULT)
     line = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**line, "mood": "good"}) + "\n", encoding="utf-8")
+    news = json.dumps({"type": "weather", "sun": True})
+    path.write_text(json.dumps({**line, "mood": "good"}) + f"\n{news}\n", encoding="utf-8")
     assert read_results([path])[0] == [RESULT]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import architectures
+import learned_positions
+import more_models
 import numpy as np
 import pytest
 from reference import Reference, log_softmax
 
-from pyselfextend import EvalError, ModelFileError
-from pyselfextend.eval.cases import Case, Choose, Score, Tokenizer
+from pyselfextend import EvalError, ModelFileError, SelfExtendError, SettingError
+from pyselfextend.eval.cases import Case, Choose, Score, Task, Tokenizer
 from pyselfextend.eval.model import EvalModel
 from pyselfextend.eval.results import Result
 from pyselfextend.eval.run import Column, Options, evaluate
@@ -20,7 +24,8 @@ from pyselfextend.eval.settings import Rope, Setting
 from pyselfextend.eval.tasks.niah import Niah
 from pyselfextend.eval.tasks.passkey import Passkey
 from pyselfextend.eval.tasks.ppl import Perplexity
-from pyselfextend.eval.text import default_text
+from pyselfextend.eval.tasks.short import Short
+from pyselfextend.eval.text import Text, default_text
 
 PASSKEY = Passkey(lengths=(512, 1100), depths=(0.0, 0.5, 1.0), digits=(5,))
 PPL = Perplexity(default_text(), lengths=(300, 900), stride=100, windows=2)
@@ -149,6 +154,78 @@ def test_a_task_decides_about_the_chat_template_unless_the_options_do(models: li
 
     assert digests(passkey, None) == digests(passkey, False) != digests(passkey, True)
     assert digests(needle, None) == digests(needle, True) != digests(needle, False)
+
+
+def test_models_are_asked_once_whatever_they_are_called(models: list[Path], tmp_path: Path) -> None:
+    """The same file twice, under two names, with equal settings and caches: every case is asked once."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first, second = tmp_path / "a" / "m.gguf", tmp_path / "b" / "m.gguf"
+    shutil.copy(models[0], first)
+    shutil.copy(models[1], second)
+    task = replace(PASSKEY, lengths=(600, 600), depths=(0.0, 0.0))
+    alone = list(evaluate([first, first], [task], settings("plain", "plain"), [("F16", "F16")] * 2, options=ONE))
+    assert len(alone) == 1
+    both = list(evaluate([first, second], [task], settings("plain"), options=ONE, done={r.identity for r in alone}))
+    assert [(r.model, r.model_digest) for r in both] != [(r.model, r.model_digest) for r in alone]
+    assert len(both) == 1  # the first one's result is there
+
+
+def test_all_models_are_looked_at_before_any_is_asked(models: list[Path], tmp_path: Path) -> None:
+    small = architectures.make_tiny().make(tmp_path / "small.gguf", "llama", 128)
+    task = Short(default_text(), lengths=(300,), stride=32, windows=1, samples=1)
+    with pytest.raises(EvalError, match="300 tokens are beyond the window of 128 tokens"):
+        next(evaluate([models[0], small], [task], settings("plain"), options=ONE))
+
+
+def test_positions_that_do_not_exist_are_not_asked_for(tmp_path: Path) -> None:
+    """llama.cpp aborts where a model with learned positions is given more tokens than it has of them."""
+    path = learned_positions.make(tmp_path / "gpt2.gguf")
+    task = replace(PPL, lengths=(300, 700), windows=1)
+    results = list(evaluate([path], [task], settings("plain", "yarn", "2:64"), options=ONE))
+    reach = "a model with learned positions reaches 512 tokens, the case needs 700"
+    assert [(r.setting, r.error) for r in results[:4]] == [
+        ("plain", ""),
+        ("plain", reach),
+        ("yarn", "yarn scales RoPE, which the model does not have"),
+        ("yarn", "yarn scales RoPE, which the model does not have"),
+    ]
+    assert all("not support" in r.error for r in results[4:])
+
+
+def test_models_that_cannot_be_asked(tmp_path: Path, models: list[Path]) -> None:
+    mute = more_models.make(tmp_path / "mute.gguf", "heads of each layer")
+    with pytest.raises(ModelFileError, match=r"mute\.gguf has no tokenizer, so it cannot be asked"):
+        next(evaluate([mute], [PASSKEY], settings("plain")))
+    with pytest.raises(EvalError, match=r"there is nothing to ask of .*: no case"):
+        next(evaluate(models, [replace(PASSKEY, lengths=())], settings("plain")))
+
+
+def test_caches_that_cannot_be_made(models: list[Path]) -> None:
+    (result,) = evaluate(
+        models[:1], [replace(PASSKEY, lengths=(600,), depths=(0.0,))], settings("plain"), [("Q8_0", "Q8_0")],
+        options=Options(n_threads=1, flash_attn=False),
+    )  # fmt: skip
+    assert result.error == "values of type Q8_0 need flash attention"
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (replace(PASSKEY, depths=(2.0,)), "depth"),
+        (replace(PASSKEY, depths=(-0.5,)), "depth"),
+        (replace(PASSKEY, digits=(0,)), "digits is 0; it must be an integer from 1 to 100"),
+        (replace(PPL, stride=0), "stride is 0; it must be an integer of at least 1"),
+        (replace(PPL, windows=0), "windows is 0; it must be an integer of at least 1"),
+        (replace(PPL, lengths=()), "lengths is 0; it must be an integer of at least 1"),
+        (Niah(Text("nothing", ()), lengths=(600,)), "nothing has 0 tokens"),
+    ],
+)
+def test_tasks_that_make_no_sense(models: list[Path], task: Task, message: str) -> None:
+    with pytest.raises(SelfExtendError, match=message):
+        next(evaluate(models[:1], [task], settings("plain")))
+    with pytest.raises(SettingError, match="the kind of setting is 'fast'"):
+        Setting("fast")
 
 
 def test_no_model_and_no_room(tmp_path: Path, models: list[Path]) -> None:

@@ -216,6 +216,13 @@ def make_plan(
         pairs = [(choose_ga_n(n_ctx_train, ga_w, max(depths or DEPTHS) + n_room), ga_w)]
     for ga_n, ga_w in pairs:
         integer("ga_n", SelfExtendConfig(ga_n, ga_w).ga_n, 2)
+    if info.has_learned_positions:
+        depths = [depth for depth in DEPTHS if depth + n_room <= n_ctx_train] or [0] if depths is None else depths
+        if depths[-1] + n_room > n_ctx_train:
+            raise SettingError(
+                f"the model has learned positions, {n_ctx_train} of them; a depth of {depths[-1]} and {n_room} tokens "
+                "more are beyond that"
+            )
     chosen = _depths(depths, pairs, n_ctx_train, n_room)
     plan = Plan(
         path,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from rich.console import Console
 
 from ..chat_frame import chat_frame
 from ..default_model import find_model
-from ..errors import DemoError, SettingError
+from ..errors import DemoError, ModelFileError
 from ..llama import Llama
+from ..opening import open_quietly
 from ..plan import choose_ga_n
 from ..prompts import Fact, build_prompt, prose
 from ..screen import clock, printable, reading_bar, result_console
@@ -87,26 +87,12 @@ def open_model(model_path: Path, args: Arguments, **self_extend: int) -> Iterato
     Raises:
         DemoError: it cannot be loaded. SettingError: it cannot be extended like that.
     """
-    with contextlib.redirect_stderr(io.StringIO()) as log:  # llama.cpp warns that n_ctx is beyond the trained context
-        try:
-            llm = Llama(
-                str(model_path),
-                n_ctx=args.tokens + N_ANSWER,
-                n_threads=args.threads,
-                n_threads_batch=args.threads,
-                verbose=False,
-                **self_extend,
-            )
-        except SettingError:
-            raise
-        except ValueError as error:
-            if "llama_context" in str(error):  # the weights are loaded
-                raise DemoError(
-                    f"llama.cpp could not create a context of {args.tokens + N_ANSWER} tokens for {model_path}; most "
-                    "likely its cache takes more memory than there is"
-                ) from error
-            reason = " ".join(log.getvalue().split())
-            raise DemoError(f"{model_path} could not be loaded as a GGUF model: {reason or error}") from error
+    try:
+        llm = open_quietly(
+            model_path, args.tokens + N_ANSWER, n_threads=args.threads, n_threads_batch=args.threads, **self_extend
+        )
+    except ModelFileError as error:
+        raise DemoError(str(error)) from error
     with llm:
         yield llm
 

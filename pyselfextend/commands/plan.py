@@ -22,12 +22,12 @@ EPILOG = """The recommendation is the authors' rule: ga_w + (N - ga_w) / ga_n st
 window for N tokens.
 
 With --json, one object. model: path, parts, architecture, name, quantization, tensor_types, n_params, bytes_weights,
-n_ctx_train, n_embd, n_vocab, rope, layers (n_head, n_head_kv, n_embd_head_k, n_embd_head_v, window, has_rope,
-has_cache), has_plain_cache, refused (why SelfExtend refuses it, or null). n_tokens, n_ctx (cells). recommended, asked,
-pair (which memory is for) and each of pairs: ga_n, ga_w, n_ctx_reach, reaches, pos_rel_max, share, rule ("1/2", "2/3"
-or null); null is the plain model. why. memory, for each type of cache: cache (type_k, type_v, flash_attn, cells_far,
-cells_near, cells_swa, bytes_far, bytes_near, bytes_swa), bytes_compute, n_bytes, holds. impossible (types of cache, and
-why). n_ubatch. free: n_bytes, limit. Sizes are in bytes, lengths in tokens.
+n_ctx_train, n_embd, n_vocab, rope, has_learned_positions, layers (n_head, n_head_kv, n_embd_head_k, n_embd_head_v,
+window, has_rope, has_cache), has_plain_cache, refused (why SelfExtend refuses it, or null). n_tokens, n_ctx (cells).
+recommended, asked, pair (which memory is for) and each of pairs: ga_n, ga_w, n_ctx_reach, reaches, pos_rel_max,
+share, rule ("1/2", "2/3" or null); null is the plain model. why. memory, for each type of cache: cache (type_k,
+type_v, flash_attn, cells_far, cells_near, cells_swa, bytes_far, bytes_near, bytes_swa), bytes_compute, n_bytes,
+holds. impossible (types of cache, and why). n_ubatch. free: n_bytes, limit. Sizes are in bytes, lengths in tokens.
 """
 
 

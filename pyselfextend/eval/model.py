@@ -10,10 +10,8 @@ own as well, since states leave out what those windows have passed, and cells li
 from __future__ import annotations
 
 import codecs
-import contextlib
 import ctypes
 import hashlib
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +24,8 @@ import psutil
 from numpy.typing import NDArray
 
 from ..errors import EvalError, ModelFileError, SettingError
-from ..llama import CACHE_TYPES, Llama
+from ..llama import CACHE_TYPES
+from ..opening import open_quietly
 from .cases import Tokenizer, Tokens
 from .settings import Rope, Setting
 from .sharing import N_SLICE, shared_prefix
@@ -148,29 +147,20 @@ class EvalModel:
         self._n_last = 0
         self._last: NDArray[np.float32] | None = None  # the logits behind the first _n_last tokens of the cache
         self._kept = self._whole = _State()  # of a prompt's beginning, and of a prompt
-        log = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(log):  # llama.cpp warns that n_ctx is beyond the trained context
-                self._llm = Llama(
-                    str(path),
-                    n_ctx=n_ctx,
-                    n_batch=N_SLICE,
-                    n_ubatch=N_SLICE,
-                    n_threads=n_threads,
-                    n_threads_batch=n_threads,
-                    n_gpu_layers=n_gpu_layers,
-                    flash_attn=flash_attn,
-                    swa_full=True,
-                    type_k=cache_type(type_k),
-                    type_v=cache_type(type_v),
-                    verbose=False,
-                    **setting.arguments(rope),
-                )
-        except SettingError:
-            raise
-        except ValueError as error:
-            reason = " ".join(log.getvalue().split())
-            raise ModelFileError(f"{path} could not be loaded as a GGUF model: {reason or error}") from error
+        self._llm = open_quietly(
+            path,
+            n_ctx,
+            n_batch=N_SLICE,
+            n_ubatch=N_SLICE,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            flash_attn=flash_attn,
+            swa_full=True,
+            type_k=cache_type(type_k),
+            type_v=cache_type(type_v),
+            **setting.arguments(rope),
+        )
         self._ctx = self._llm.ctx
         self._memory = llama_cpp.llama_get_memory(self._ctx)
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)

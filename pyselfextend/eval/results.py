@@ -6,6 +6,7 @@ Each line is an object with a ``type``: ``run`` says on what machine and with wh
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -43,7 +44,7 @@ class Result:
     """What a model made of a case, under one setting and with one type of cache."""
 
     model: str
-    """Name of the model file; with that of its folder where two have the same name."""
+    """Name of the model file."""
 
     model_bytes: int
     """Its size."""
@@ -93,7 +94,7 @@ class Result:
     @property
     def identity(self) -> tuple[str, ...]:
         """What makes it this result and no other: an interrupted run does not repeat it."""
-        names = ("model", "model_digest", "setting", "type_k", "type_v", "task", "key", "digest")
+        names = ("model_digest", "setting", "type_k", "type_v", "task", "key", "digest")
         return tuple(str(getattr(self, name)) for name in names)
 
 
@@ -111,6 +112,8 @@ class ResultsFile:
     path: Path
     retry_failed: bool = False
     done: set[tuple[str, ...]] = field(default_factory=set, init=False)
+    failed: set[tuple[str, ...]] = field(default_factory=set, init=False)
+    """Those of its cases that have failed."""
 
     def __post_init__(self) -> None:
         try:
@@ -126,8 +129,10 @@ class ResultsFile:
             if whole < len(content) and not content[whole:].startswith(b'{"type": '[: len(content) - whole]):
                 raise EvalError(f"{self.path} is not a file of results; give another name")
             for record in _parse(self.path, content[:whole]):
-                if isinstance(record, Result) and not (record.error and self.retry_failed):
-                    self.done.add(record.identity)
+                if isinstance(record, Result):
+                    self._note(record)
+            if self.retry_failed:
+                self.done -= self.failed
             self._file.truncate(whole)
         except BaseException:
             self._file.close()
@@ -144,13 +149,29 @@ class ResultsFile:
             raise EvalError(f"{self.path} is being written by another process") from None
 
     def append(self, record: Result | RunInfo) -> None:
-        """Add a line, in one write."""
+        """Add a line.
+
+        Raises:
+            EvalError: it cannot be written, for example because the disk is full. The file is as it was.
+        """
         kind = "result" if isinstance(record, Result) else "run"
         line = json.dumps({"type": kind, **asdict(record)}, ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        os.fsync(self._file.fileno())
+        data = line.encode()
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise EvalError(f"{self.path} cannot be written: {error.strerror}") from None
         if isinstance(record, Result):
-            self.done.add(record.identity)
+            self._note(record)
+
+    def _note(self, result: Result) -> None:
+        self.done.add(result.identity)
+        (self.failed.add if result.error else self.failed.discard)(result.identity)
 
     def close(self) -> None:
         """Close the file; one that nothing was written to is removed. Closing twice is fine."""
@@ -204,18 +225,48 @@ def _told_apart(results: list[Result]) -> list[Result]:
 
 
 def _parse(path: Path, content: bytes) -> Iterator[Result | RunInfo]:
+    is_known = not content
     for number, line in enumerate(io.BytesIO(content), 1):
         try:
-            yield _record(json.loads(line))
+            record = _record(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise EvalError(f"{path} is not a file of results: line {number} is something else") from None
+        if record is not None:
+            is_known = True
+            yield record
+    if not is_known:
+        raise EvalError(f"{path} is not a file of results: it holds none")
 
 
-def _record(line: dict[str, Any]) -> Result | RunInfo:
-    kind = {"result": Result, "run": RunInfo}[line.pop("type")]
-    known = {f.name for f in fields(kind)}
-    values = {name: value for name, value in line.items() if name in known}  # a later version may say more
-    if kind is Result:
-        values["references"] = tuple(values.get("references", ()))
+#: What the fields of a record may hold, by their annotations.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "Mapping[str, Axis]": (dict,),
+    "tuple[str, ...]": (tuple,),
+}
+
+
+def _record(line: dict[str, Any]) -> Result | RunInfo | None:
+    """The record of a line. None: one of a kind that a later version has added."""
+    name = line.pop("type")
+    if not isinstance(name, str):
+        raise TypeError(name)
+    kind = {"result": Result, "run": RunInfo}.get(name)
+    if kind is None:
+        return None
+    values = {f.name: line[f.name] for f in fields(kind) if f.name in line}  # a later version may say more
+    if "references" in values:
+        values["references"] = tuple(values["references"])
+    for f in fields(kind):
+        if f.name in values and not isinstance(values[f.name], _TYPES[str(f.type)]):
+            raise TypeError(f.name)
+    words = [*values.get("references", ()), *values.get("axes", {})]
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError("references")
+    if not all(isinstance(value, int | float | str) for value in values.get("axes", {}).values()):
+        raise TypeError("axes")
     record: Result | RunInfo = kind(**values)
     return record

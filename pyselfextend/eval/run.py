@@ -7,18 +7,25 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from .. import _native
+from ..cache_size import cache_size
 from ..errors import EvalError, SelfExtendError
+from ..machine import describe
+from ..memory import free_memory
+from ..model_info import ModelInfo, model_info
 from .cases import Case, Choose, Generate, Score, Task, Tokens
 from .metrics import METRICS
 from .model import EvalModel, fingerprint
-from .results import Result
+from .results import Result, RunInfo
 from .settings import Rope, Setting
-from .sharing import Reading, cost, plan_readings
+from .sharing import N_SLICE, Reading, cost, plan_readings
 
-__all__ = ["Column", "Model", "Options", "Watcher", "evaluate"]
+__all__ = ["Column", "Model", "Options", "Watcher", "evaluate", "run_info"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,12 @@ class Model:
     """A model file."""
 
     path: Path
-    name: str
-    """What results call it: the file's name, with that of its folder where two have the same."""
+    label: str
+    """The file's name, with that of its folder where two have the same."""
 
+    n_bytes: int
     digest: str
+    info: ModelInfo
     rope: Rope
 
 
@@ -112,41 +121,60 @@ def evaluate(
         EvalError: a task cannot make its cases for a model.
     """
     options = options or Options()
-    opened = _models(models)  # what is no model is refused before anything runs
-    for i, model in enumerate(opened):
-        cases = _cases(model, tasks, options)
-        plans = [_plan(model, setting, cache, cases, done) for cache in caches for setting in settings]
-        totals = [plan.total for plan in plans]
-        for j, plan in enumerate(plans):
-            if watcher is not None:
-                later = sum(totals[j + 1 :]) + sum(totals) * (len(opened) - 1 - i)
-                watcher.begin(plan.column, len(plan.cases), totals[j], later)
-            yield from _carry_out(plan, options, watcher)
+    opened = _models(models)
+    cases = [_cases(model, tasks, options) for model in opened]  # what cannot be asked is said before anything runs
+    seen = set(done)
+    plans = [
+        _plan(model, setting, cache, asked, seen)
+        for model, asked in zip(opened, cases, strict=True)
+        for cache in caches
+        for setting in settings
+    ]
+    totals = [plan.total for plan in plans]
+    for i, plan in enumerate(plans):
+        if watcher is not None:
+            watcher.begin(plan.column, len(plan.cases), totals[i], sum(totals[i + 1 :]))
+        yield from _carry_out(plan, options, watcher)
+
+
+def run_info(command: str = "") -> RunInfo:
+    """This machine and this version, now: what a report states beside results.
+
+    Args:
+        command: the command line; empty when called from Python.
+    """
+    return RunInfo(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=metadata.version("pyselfextend"),
+        build_id=_native.load().build_info()["build_id"],
+        machine=describe(),
+        command=command,
+    )
 
 
 def _models(paths: Sequence[Path]) -> list[Model]:
     """The models of some files, each file once."""
     paths = list({path.resolve(): path for path in paths}.values())
     names = Counter(path.name for path in paths)
-    return [
-        Model(
-            path,
-            path.name if names[path.name] == 1 else f"{path.resolve().parent.name}/{path.name}",
-            fingerprint(path),
-            Rope.of(path),
-        )
-        for path in paths
-    ]
+    found = []
+    for path in paths:
+        info = model_info(path)
+        label = path.name if names[path.name] == 1 else f"{path.resolve().parent.name}/{path.name}"
+        found.append(Model(path, label, path.stat().st_size, fingerprint(path), info, Rope.of(info)))
+    return found
 
 
 def _cases(model: Model, tasks: Sequence[Task], options: Options) -> list[Case]:
     """The cases for a model's tokenizer."""
     with EvalModel(model.path, Setting("plain"), model.rope, 64) as opened:  # for its tokenizer alone
-        return [
+        cases = [
             case
             for task in tasks
             for case in task.cases(opened.tokenizer(task.chat if options.chat is None else options.chat))
         ]
+    if not cases:
+        raise EvalError(f"there is nothing to ask of {model.path}: no case")
+    return cases
 
 
 def _plan(
@@ -154,7 +182,7 @@ def _plan(
     setting: Setting,
     cache: tuple[str, str],
     cases: Sequence[Case],
-    done: Collection[tuple[str, ...]],
+    seen: set[tuple[str, ...]],
 ) -> _Plan:
     n_ctx, error = max(case.query.n_ctx for case in cases), ""
     try:
@@ -163,7 +191,11 @@ def _plan(
     except SelfExtendError as refused:
         error = str(refused)
     column = Column(model, setting, *cache)
-    left = [case for case in cases if _blank(column, case).identity not in done]
+    left = []
+    for case in cases:
+        if (identity := _blank(column, case).identity) not in seen:
+            seen.add(identity)
+            left.append(case)
     return _Plan(column, n_ctx, left, plan_readings([_prompt(case) for case in left]), error)
 
 
@@ -173,6 +205,7 @@ def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterat
     column, error, model = plan.column, plan.error, None
     try:
         if not error:
+            _check_memory(plan, options)
             model = EvalModel(
                 column.model.path, column.setting, column.model.rope, plan.n_ctx,
                 type_k=column.type_k, type_v=column.type_v, n_threads=options.n_threads,
@@ -187,6 +220,28 @@ def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterat
     finally:
         if model is not None:
             model.close()
+
+
+def _check_memory(plan: _Plan, options: Options) -> None:
+    """Refuse a cache that llama.cpp does not make, or that does not fit beside the weights."""
+    column, info = plan.column, plan.column.model.info
+    if options.n_gpu_layers or not info.has_plain_cache:
+        return
+    size = cache_size(
+        info.layers,
+        plan.n_ctx,
+        ga_w=column.setting.ga_w if column.setting.kind == "pair" else None,
+        type_k=column.type_k,
+        type_v=column.type_v,
+        n_ubatch=N_SLICE,
+        flash_attn=options.flash_attn,
+    )
+    needed, free = info.bytes_weights + size.n_bytes, free_memory().n_bytes
+    if needed > free:
+        raise EvalError(
+            f"weights and a cache for {plan.n_ctx} tokens take {needed / 2**20:.0f} MiB, "
+            f"and {free / 2**20:.0f} MiB are free"
+        )
 
 
 def _prompt(case: Case) -> Tokens:
@@ -209,8 +264,8 @@ def _cost(case: Case, reading: Reading) -> float:
 def _blank(column: Column, case: Case) -> Result:
     """A result that says only whose it is."""
     return Result(
-        model=column.model.name,
-        model_bytes=column.model.path.stat().st_size,
+        model=column.model.path.name,
+        model_bytes=column.model.n_bytes,
         model_digest=column.model.digest,
         n_ctx_train=column.model.rope.n_ctx_train,
         setting=str(column.setting),
@@ -231,7 +286,8 @@ def _result(model: EvalModel | None, column: Column, case: Case, reading: Readin
         return replace(blank, error=error)
     reach = column.setting.n_ctx_max(column.model.rope)
     if reach is not None and case.query.n_ctx > reach:
-        return replace(blank, error=f"{column.setting} reaches {reach} tokens, the case needs {case.query.n_ctx}")
+        what = str(column.setting) if column.setting.kind == "pair" else "a model with learned positions"
+        return replace(blank, error=f"{what} reaches {reach} tokens, the case needs {case.query.n_ctx}")
     started = time.monotonic()
     try:
         asked = _ask(model, case, reading)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import SETTING_MAX, integer
 from ..errors import SettingError
-from ..model_info import model_info
+from ..model_info import ModelInfo, model_info
 from ..positions import n_ctx_reach
 
 __all__ = ["KINDS", "Rope", "Setting"]
@@ -43,16 +43,19 @@ class Rope:
     scaling: str = ""
     """The kind of scaling that the file itself declares; empty for none."""
 
+    is_learned: bool = False
+    """Whether each position has learned weights, so that there are none beyond the trained context."""
+
     @classmethod
-    def of(cls, path: Path) -> Rope:
+    def of(cls, model: Path | ModelInfo) -> Rope:
         """What a GGUF file says.
 
         Raises:
             ModelFileError: it is not a GGUF file of a model.
         """
-        info = model_info(path)
+        info = model if isinstance(model, ModelInfo) else model_info(model)
         scaling = "" if info.rope.scaling == "none" else info.rope.scaling
-        return cls(info.n_ctx_train, info.rope.freq_base, info.rope.n_rot, scaling)
+        return cls(info.n_ctx_train, info.rope.freq_base, info.rope.n_rot, scaling, info.has_learned_positions)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class Setting:
     ga_w: int | None = None
     factor: float | None = None
     """Of yarn, linear and ntk. None: as much as the longest prompt needs."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in (*KINDS, "pair"):
+            raise SettingError(f"the kind of setting is {self.kind!r}; it must be pair or one of {', '.join(KINDS)}")
 
     @classmethod
     def parse(cls, text: str) -> Setting:
@@ -110,6 +117,8 @@ class Setting:
         if self.kind == "pair":
             n_ctx_reach(rope.n_ctx_train, self.ga_n, self.ga_w or 0)
             return self
+        if rope.n_rot == 0:
+            raise SettingError(f"{self.kind} scales RoPE, which the model does not have")
         if rope.scaling:
             raise SettingError(
                 f"{self.kind} would replace the RoPE scaling that the model itself declares ({rope.scaling}); "
@@ -123,7 +132,7 @@ class Setting:
     def n_ctx_max(self, rope: Rope) -> int | None:
         """The longest context, in tokens. None: there is no limit, only loss of quality."""
         if self.kind != "pair":
-            return None
+            return rope.n_ctx_train if rope.is_learned else None
         return n_ctx_reach(rope.n_ctx_train, self.ga_n, self.ga_w or 0)
 
     def arguments(self, rope: Rope) -> dict[str, Any]:

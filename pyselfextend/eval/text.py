@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -33,6 +34,7 @@ class Text:
             EvalError: it is too short.
         """
         found: list[int] = []
+        repeat = repeat and any(self.paragraphs)
         while len(found) < n_tokens:
             for paragraph in chain(self.paragraphs, () if repeat or self.more is None else self.more()):
                 found += tokenizer.plain(paragraph + "\n\n")
@@ -64,12 +66,12 @@ def read_text(path: Path) -> Text:
         EvalError: it cannot be read, is not UTF-8, or is empty.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise EvalError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise EvalError(f"{path} is not a UTF-8 text") from None
-    paragraphs = _paragraphs(content.split("\n\n"))
+    paragraphs = _paragraphs(re.split(r"\n\s*\n", content))
     if not paragraphs:
         raise EvalError(f"{path} holds no text")
     return Text(path.name, paragraphs)

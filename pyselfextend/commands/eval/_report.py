@@ -7,9 +7,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..._extras import need
 from ...eval.results import read_results
 
-__all__ = ["show_report"]
+__all__ = ["check_report", "show_report"]
+
+
+def check_report() -> None:
+    """Import all that a report takes.
+
+    Raises:
+        MissingExtraError: something is not installed.
+    """
+    for module in ("jinja2", "matplotlib", "scipy", "statsmodels"):
+        need(module, "eval")
 
 
 def show_report(files: Sequence[Path], folder: Path, console: Console) -> None:

@@ -6,17 +6,14 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
-from ... import __version__, _native
 from ...eval.cases import Task
 from ...eval.results import Result, ResultsFile, RunInfo
-from ...eval.run import Column, Options, evaluate
+from ...eval.run import Column, Options, evaluate, run_info
 from ...eval.settings import Setting
-from ...machine import describe
 from ...screen import CaseBar, case_bar, clock, printable, progress_console, result_console
-from ._report import show_report
+from ._report import check_report, show_report
 
 __all__ = ["Request", "run_and_show"]
 
@@ -42,12 +39,13 @@ def run_and_show(request: Request) -> int:
     """Run it, and return the exit status."""
     started = time.monotonic()
     path = request.folder / RESULTS
-    n_failed = 0
+    if request.report:
+        check_report()  # what it needs is missed now, not after hours
     with ResultsFile(path, retry_failed=request.retry) as file:
         if file.done:
             note = f"{path} holds {len(file.done)} results, which are not repeated"
             progress_console().print(note, markup=False, soft_wrap=True)
-        info: RunInfo | None = run_info()
+        info: RunInfo | None = run_info(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
         with case_bar(progress_console()) as bar:
             for result in evaluate(
                 request.models,
@@ -62,24 +60,12 @@ def run_and_show(request: Request) -> int:
                     file.append(info)
                     info = None
                 file.append(result)
-                n_failed += bool(result.error)
                 bar.finish(_line(result))
     console = result_console()
     if request.report:
         show_report([path], request.folder, console)
     console.print(f"results in {path}, took {clock(time.monotonic() - started)} minutes", markup=False, soft_wrap=True)
-    return int(n_failed > 0)
-
-
-def run_info() -> RunInfo:
-    """This run."""
-    return RunInfo(
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=__version__,
-        build_id=_native.load().build_info()["build_id"],
-        machine=describe(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    )
+    return int(bool(file.failed))
 
 
 class _Watcher:
@@ -91,7 +77,7 @@ class _Watcher:
     def begin(self, column: Column, n_cases: int, total: float, later: float) -> None:
         """See ``run.Watcher``."""
         cache = column.type_k if column.type_k == column.type_v else f"{column.type_k}:{column.type_v}"
-        self._bar.begin(f"{column.model.name} {column.setting} {cache}", n_cases, total, later)
+        self._bar.begin(f"{column.model.label} {column.setting} {cache}", n_cases, total, later)
 
     def advance(self, done: float) -> None:
         """See ``run.Watcher``."""

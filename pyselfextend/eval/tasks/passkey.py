@@ -12,8 +12,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ...config import integer
 from ..cases import Axis, Case, Generate, Tokenizer, Tokens, key_of
-from ..prompt import with_needle
+from ..prompt import check_fractions, with_needle
 
 __all__ = ["Passkey"]
 
@@ -57,6 +58,9 @@ class Passkey:
 
     def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:
         """See ``Task.cases``."""
+        check_fractions("depth", self.depths)
+        for value in self.digits:
+            integer("digits", value, 1, 100)
         # The needle stands between lines, never inside a sentence.
         unit = tokenizer.plain(GARBAGE)
 

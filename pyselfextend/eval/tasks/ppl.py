@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ...config import integer
 from ...errors import EvalError
 from ..cases import Axis, Case, Score, Tokenizer, key_of
 from ..text import Text
@@ -43,6 +44,8 @@ class Perplexity:
 
     def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:
         """See ``Task.cases``."""
+        for name, value in (("stride", self.stride), ("windows", self.windows), ("lengths", len(self.lengths))):
+            integer(name, value, 1)
         least = min(self.lengths)
         if self.stride >= least:
             raise EvalError(f"the stride is {self.stride}; it must be below the shortest length, {least}")
