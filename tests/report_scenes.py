@@ -35,7 +35,6 @@ def result(task: str, axes: dict[str, Axis], setting: str = "plain", *, n_prompt
     values: dict[str, object] = {
         "model": model,
         "model_bytes": model_bytes,
-        "model_digest": "0123456789abcdef",
         "n_ctx_train": n_ctx_train,
         "type_k": "F16",
         "type_v": "F16",
@@ -43,7 +42,9 @@ def result(task: str, axes: dict[str, Axis], setting: str = "plain", *, n_prompt
         "n_prompt": n_prompt or (n_tokens if isinstance(n_tokens, int) else 1000),
         "seconds": 1.5,
     }
-    return Result(setting=setting, task=task, key=key, axes=axes, **{**values, **fields})  # type: ignore[arg-type]
+    values |= fields
+    values.setdefault("model_digest", f"{random.Random(ascii(values['model'])).getrandbits(64):016x}")
+    return Result(setting=setting, task=task, key=key, axes=axes, **values)  # type: ignore[arg-type]
 
 
 def skill(setting: str, n_tokens: int, n_ctx_train: int) -> float:

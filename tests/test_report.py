@@ -292,6 +292,9 @@ def test_failures_gaps_and_mixed_prompts() -> None:
     assert gaps(prepare(results)) == [] and mixed(prepare(results)) == 0
     (gap,) = gaps(prepare([r for r in results if r.setting == "plain" or r.axes["depth"] != 0.5]))
     assert (gap.setting, gap.n, gap.n_all) == ("2:1024", 64, 80)
+    both = [*results, *(replace(r, model="b", model_digest="b") for r in results if r.setting == "plain")]
+    (gap,) = gaps(prepare(both))
+    assert (gap.subject.model, gap.setting, gap.n, gap.n_all) == ("b", "2:1024", 0, 80)
     assert mixed(prepare([*results, *(replace(r, digest="x") for r in results[:3])])) == 3
 
 

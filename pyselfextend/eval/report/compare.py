@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..._extras import need
 from ..results import Result
 from .cells import Estimate, perplexity
-from .items import BEYOND, PERPLEXITY, PLAIN, Axes, Item, Subject, group_order
+from .items import BEYOND, PERPLEXITY, PLAIN, Axes, Item, Subject, group_order, setting_order
 
 __all__ = ["Difference", "Failure", "Gap", "Sample", "differences", "failures", "gaps", "mixed", "samples"]
 
@@ -118,16 +118,19 @@ def failures(items: Collection[Item]) -> list[Failure]:
 
 
 def gaps(items: Collection[Item]) -> list[Gap]:
-    """Settings that some cases are missing of, though not all: an interrupted run."""
+    """Settings of a task that some or all of a subject's cases are missing of, as after an interrupted run."""
     everything: dict[tuple[Subject, str], set[_Case]] = {}
     of_setting: dict[tuple[Subject, str, str], set[_Case]] = {}
+    settings: dict[str, set[str]] = {}  # of each task
     for item in items:
         everything.setdefault((item.subject, item.task), set()).add(_case(item))
         of_setting.setdefault((item.subject, item.setting, item.task), set()).add(_case(item))
+        settings.setdefault(item.task, set()).add(item.setting)
     return [
-        Gap(subject, setting, task, len(cases), len(everything[subject, task]))
-        for (subject, setting, task), cases in of_setting.items()
-        if len(cases) < len(everything[subject, task])
+        Gap(subject, setting, task, n, len(cases))
+        for (subject, task), cases in everything.items()
+        for setting in sorted(settings[task], key=setting_order)
+        if (n := len(of_setting.get((subject, setting, task), ()))) < len(cases)
     ]
 
 

@@ -125,7 +125,7 @@ def lead(summary: Summary) -> list[str]:
     items = summary.items
     models = sorted({subject.model for subject in summary.subjects})
     trained = sorted({subject.n_ctx_train for subject in summary.subjects if subject.n_ctx_train})
-    longest = max(n_read(item.result) for item in items)
+    longest = max((n_read(item.result) for item in items if not item.error), default=0)
     what = models[0].removesuffix(".gguf") if len(models) == 1 else f"{len(models)} model files"
     if len({subject.cache for subject in summary.subjects}) > 1:
         what += f" with {enumerated(sorted({subject.cache for subject in summary.subjects}))} caches"
@@ -135,7 +135,8 @@ def lead(summary: Summary) -> list[str]:
     settings = list(summary.settings)
     if len(settings) > COLUMNS_MAX:
         settings = [*settings[: COLUMNS_MAX - 2], f"{len(settings) - COLUMNS_MAX + 2} more"]
-    second = f"Every question was put under {count(len(summary.settings), 'setting')}: {enumerated(settings)}"
+    put = "Questions were put, not all of them everywhere," if summary.gaps else "Every question was put"
+    second = f"{put} under {count(len(summary.settings), 'setting')}: {enumerated(settings)}"
     tasks = enumerated([task_text(task).title for task in summary.tasks])
     n_failed = sum(bool(item.error) for item in items)
     third = f"{count(len(summary.tasks), 'task')} ({tasks}), {count(len(items), 'case')}, "

@@ -10,6 +10,7 @@
 ``cells``      cells: each task by ``n_tokens``, if it has that, and by ``n_tokens`` with each other axis
 ``against_plain``  each setting against plain, case by case
 ``failures``   ``model``, ``setting``, ``task``, ``error``, ``lengths``, ``n``
+``n_mixed``    how many cases have been asked with more than one prompt; all of them count
 ``gaps``       settings with fewer cases than others: ``model``, ``setting``, ``task``, ``n``, ``n_all``
 ``plots``      files beside this one
 =============  =========================================================================================================
@@ -111,6 +112,7 @@ def summary_json(summary: Summary, title: str, plots: Sequence[str]) -> str:
         "failures": [
             {**_whose(f, ids), "error": f.error, "lengths": list(f.lengths), "n": len(f.keys)} for f in summary.failures
         ],
+        "n_mixed": summary.n_mixed,
         "gaps": [{**_whose(gap, ids), "n": gap.n, "n_all": gap.n_all} for gap in summary.gaps],
         "plots": list(plots),
     }
