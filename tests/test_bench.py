@@ -616,6 +616,7 @@ def test_an_interrupted_command(tiny_model: Path, stock_lib: Path, tmp_path: Pat
         tiny_model, "--stock", stock_lib, "--depths", "0,64,1000", *SMALL_OPTIONS, "--json", tmp_path / "s.json",
         "--decode", 400,
     )  # fmt: skip
+    words[1:3] = [str(Path(__file__).with_name("interruptible.py"))]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = process.stderr.readline()

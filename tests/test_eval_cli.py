@@ -74,7 +74,8 @@ def test_ctrl_c_leaves_whole_results_and_the_run_goes_on(tiny_model: Path, tmp_p
                "--setting", "plain,4:64", "--threads", "1",
                "--no-report", "--out", tmp_path]  # fmt: skip
     path = tmp_path / "results.jsonl"
-    process = subprocess.Popen(command(*options), stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, str(Path(__file__).with_name("interruptible.py")), "eval", *map(str, options)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while (not path.exists() or path.read_bytes().count(b"\n") < 3) and time.monotonic() < deadline:
         time.sleep(0.01)

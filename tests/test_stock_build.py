@@ -45,10 +45,12 @@ add_dependencies(llama slow)
 CODE = "int answer(void) { return 42; }\n"
 
 CHILD = """
+import signal
 import sys
 from pathlib import Path
 from pyselfextend.bench import stock
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 stock.native_dir = lambda: Path(sys.argv[1])
 print(stock.stock_lib(lambda *stand: print(*stand, flush=True)))
 """

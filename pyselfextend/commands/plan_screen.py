@@ -181,7 +181,9 @@ def _position(pair: Pair, n_ctx_train: int) -> str:
 
 def _pairs(plan: Plan) -> Table:
     table = Table()
-    for heading in ("ga_w", "ga_n", "reach", "largest\nposition", "of the\nwindow", "authors'\nrule"):
+    for heading in ("ga_w", "ga_n", "reach"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(5, len(heading)))  # what it is about
+    for heading in ("largest\nposition", "of the\nwindow", "authors'\nrule"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     previous: Hashable = None
