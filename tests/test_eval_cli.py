@@ -116,6 +116,20 @@ def test_the_names_of_subtasks() -> None:
     assert ruler_command.SUBTASKS == SUBTASKS
 
 
+def test_results_of_another_build_are_kept_and_named(tiny_model: Path, tmp_path: Path) -> None:
+    options = ["passkey", tiny_model, *SMALL, "--no-report", "--out", tmp_path]
+    assert run(*options).returncode == 0
+    path = tmp_path / "results.jsonl"
+    (info,) = read_results([path])[1]
+    path.write_text(path.read_text().replace(info.build_id, "0123456789abcdef"))
+    again = run(*options)
+    assert again.returncode == 0
+    assert again.stderr.splitlines() == [
+        f"{path} holds 8 results, which are not repeated",
+        "some of them were made with another build of the engine; another --out asks everything again",
+    ]
+
+
 def test_failed_cases_show_in_the_exit_status_and_are_tried_again_on_demand(tiny_model: Path, tmp_path: Path) -> None:
     options = ["passkey", tiny_model, *SMALL, "--setting", "2:500", "--no-report", "--out", tmp_path]
     done = run(*options)

@@ -74,7 +74,9 @@ def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     if diagnosis.backends:
         yield "backends", ", ".join(diagnosis.backends)
     for device in diagnosis.devices:
-        memory = f"{device.bytes_free / 2**30:.1f} of {device.bytes_total / 2**30:.1f} GiB free"
+        memory = f"{device.bytes_total / 2**30:.1f} GiB"
+        if device.type != "CPU":  # of the CPU ggml does not know what is free
+            memory = f"{device.bytes_free / 2**30:.1f} of {memory} free"
         yield "device", f"{device.name} ({device.type}, {device.backend}): {device.description}, {memory}"
     if diagnosis.features is not None:
         yield from _features(diagnosis.features)

@@ -115,6 +115,9 @@ class ResultsFile:
     failed: set[tuple[str, ...]] = field(default_factory=set, init=False)
     """Those of its cases that have failed."""
 
+    builds: set[str] = field(default_factory=set, init=False)
+    """Builds of the engine that its results were made with."""
+
     def __post_init__(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +134,8 @@ class ResultsFile:
             for record in _parse(self.path, content[:whole]):
                 if isinstance(record, Result):
                     self._note(record)
+                else:
+                    self.builds.add(record.build_id)
             if self.retry_failed:
                 self.done -= self.failed
             self._file.truncate(whole)

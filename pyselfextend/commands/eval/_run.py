@@ -67,6 +67,16 @@ class CacheType(click.ParamType[tuple[str, str]]):
                 self.fail(f"{name!r} is not one of {', '.join(CACHE_TYPES)}", param, ctx)
         return found
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """The names of the types."""
+        from ...cache_size import CACHE_TYPES
+
+        return [
+            click.shell_completion.CompletionItem(name) for name in CACHE_TYPES if name.startswith(incomplete.upper())
+        ]
+
 
 def eval_command(*examples: str) -> Callable[[_Function], click.Command]:
     """Make a task's command of a function that takes the task's own options and returns the task.

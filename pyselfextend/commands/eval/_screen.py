@@ -45,7 +45,11 @@ def run_and_show(request: Request) -> int:
         if file.done:
             note = f"{path} holds {len(file.done)} results, which are not repeated"
             progress_console().print(note, markup=False, soft_wrap=True)
-        info: RunInfo | None = run_info(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+        info: RunInfo = run_info(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+        if file.builds - {info.build_id}:
+            note = "some of them were made with another build of the engine; another --out asks everything again"
+            progress_console().print(note, markup=False, soft_wrap=True)
+        is_said = False
         with case_bar(progress_console()) as bar:
             for result in evaluate(
                 request.models,
@@ -56,9 +60,9 @@ def run_and_show(request: Request) -> int:
                 done=file.done,
                 watcher=_Watcher(bar),
             ):
-                if info is not None:
+                if not is_said:
                     file.append(info)
-                    info = None
+                    is_said = True
                 file.append(result)
                 bar.finish(_line(result))
     console = result_console()

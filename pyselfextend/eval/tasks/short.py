@@ -93,7 +93,9 @@ class Short:
         if len(places) < self.samples:
             raise EvalError(
                 f"{self.text.name} has {len(places)} sentences that can be asked for behind {self.n_ctx} tokens of "
-                f"text, {self.samples} are needed: give a longer text, shorter lengths or fewer samples"
+                f"text, {self.samples} are needed: sentences of {N_BYTES.start} to {N_BYTES.stop - 1} bytes that begin "
+                "with a capital letter, in paragraphs with blank lines between them; give a longer text, shorter "
+                "lengths or fewer samples"
             )
         for place in rng.sample(places, self.samples):
             yield source.question(place, self.n_ctx, rng)
