@@ -16,11 +16,11 @@ export PIP_NO_INPUT := 1
 export CCACHE_BASEDIR ?= $(CURDIR)
 
 TOOLS  := cmake ninja 'scikit-build-core>=0.10.7'
-NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches native/src $(wildcard native/*/*)
+NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches native/src $(wildcard native/*/* native/*/*/*)
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 
-.PHONY: help setup demo test test-cpp test-vulkan test-gpu results check format wheel clean .cuda
+.PHONY: help setup demo test test-cpp test-arm test-sanitize test-vulkan test-gpu bench-kernel results check format wheel clean .cuda
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -36,6 +36,22 @@ test: setup test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
 
 test-cpp: $(VENV)/.package ## run the C++ tests
 	$(VENV)/bin/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
+
+# The kernel and ggml alone, with a cross compiler and under emulation.
+test-arm: $(VENV)/.package ## run the tests of the attention kernel on AArch64, emulated
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
+	    { echo "make test-arm: install g++-aarch64-linux-gnu and qemu-user" >&2; exit 1; }
+	$(call test-kernel,arm,-D CMAKE_SYSTEM_NAME=Linux -D CMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -D CMAKE_C_COMPILER=aarch64-linux-gnu-gcc -D CMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	    -D CMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu" -D GGML_NATIVE=OFF)
+
+test-sanitize: $(VENV)/.package ## run the tests of the attention kernel with the address and undefined-behaviour sanitizers
+	$(call test-kernel,sanitize,-D GGML_SANITIZE_ADDRESS=ON -D GGML_SANITIZE_UNDEFINED=ON -D GGML_OPENMP=OFF \
+	    -D CMAKE_CXX_FLAGS="-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
+	    -D CMAKE_EXE_LINKER_FLAGS="-fsanitize=address$(,)undefined")
+
+bench-kernel: $(VENV)/.package ## time the attention kernel against ggml's own, and against the peak of this machine
+	$(BUILD)/bench-kernel
 
 # ggml takes a software device only if it is asked for by its number.
 test-vulkan: export GGML_VK_VISIBLE_DEVICES ?= 0
@@ -95,6 +111,19 @@ define test-device
 	    $(VENV)/bin/cmake --build build/$(1) --target llama; } > build/$(1)/build.log 2>&1 || \
 	    { grep -E -A 4 'CMake Error|error:' build/$(1)/build.log || tail -n 20 build/$(1)/build.log; exit 1; }
 	PYSELFEXTEND_LIB=build/$(1)/bin PYSELFEXTEND_DEVICE=$(1) $(PY) -m pytest tests/test_devices.py
+endef
+
+, := ,
+
+# $(call test-kernel,NAME,CMAKE OPTIONS)
+define test-kernel
+	@echo "Building the kernel's tests: build/$(1)/build.log"
+	@mkdir -p build/$(1)
+	@{ $(VENV)/bin/cmake -S . -B build/$(1) -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
+	    -D Python_EXECUTABLE=$(CURDIR)/$(PY) -D PYSELFEXTEND_WERROR=ON -D PYSELFEXTEND_BUILD_TESTS=ON $(2) && \
+	    $(VENV)/bin/cmake --build build/$(1) --target test-kernel; } > build/$(1)/build.log 2>&1 || \
+	    { grep -E -A 4 'CMake Error|error:' build/$(1)/build.log || tail -n 20 build/$(1)/build.log; exit 1; }
+	$(VENV)/bin/ctest --test-dir build/$(1) --output-on-failure --no-tests=error -R '^test-kernel$$'
 endef
 
 .cuda:

@@ -15,7 +15,8 @@ function(pyselfextend_add_objects target)
     set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
     target_compile_features(${target} PRIVATE cxx_std_17)
     target_include_directories(${target} PRIVATE
-        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src" "${CMAKE_BINARY_DIR}/generated")
+        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src" "${PROJECT_SOURCE_DIR}/native/src/kernel"
+        "${CMAKE_BINARY_DIR}/generated")
     # SYSTEM: warnings of upstream headers are upstream's
     target_include_directories(${target} SYSTEM PRIVATE
         "${LLAMA_CPP_DIR}/src" "${LLAMA_CPP_DIR}/include" "${LLAMA_CPP_DIR}/ggml/include")
@@ -30,19 +31,35 @@ function(pyselfextend_add_engine)
         $<TARGET_PROPERTY:llama,COMPILE_DEFINITIONS> $<TARGET_PROPERTY:ggml,INTERFACE_COMPILE_DEFINITIONS>)
 
     # Patched files include our headers.
-    target_include_directories(llama PRIVATE "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src")
+    target_include_directories(llama PRIVATE
+        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src" "${PROJECT_SOURCE_DIR}/native/src/kernel")
 endfunction()
 
-# The CPU kernel sees what the CPU backend's sources see: its headers choose the vector code by the instruction set of the compile command.
+# The CPU kernel sees what the CPU backend's sources see, and is compiled with its instructions. Those of ops-avx2.cpp and
+# ops-avx512.cpp are for machines that have more: which one runs is asked of the processor.
 function(pyselfextend_add_kernel)
     pyselfextend_add_objects(llama-self-extend-kernel ${ARGN})
     target_compile_options(llama-self-extend-kernel PRIVATE $<TARGET_PROPERTY:ggml-cpu,COMPILE_OPTIONS>)
     # GCC 12 takes its own AVX-512 intrinsics for uses of uninitialized values (GCC bug 105593).
-    target_compile_options(llama-self-extend-kernel PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
-    # GGML_BACKEND_BUILD would export the backend's functions again.
-    target_compile_definitions(llama-self-extend-kernel PRIVATE
-        $<FILTER:$<TARGET_PROPERTY:ggml-cpu,COMPILE_DEFINITIONS>,EXCLUDE,^GGML_BACKEND_BUILD$> LLAMA_SHARED LLAMA_BUILD)
-    target_include_directories(llama-self-extend-kernel SYSTEM PRIVATE
-        "${LLAMA_CPP_DIR}/ggml/src" "${LLAMA_CPP_DIR}/ggml/src/ggml-cpu")
+    target_compile_options(llama-self-extend-kernel PRIVATE
+        $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
+    target_include_directories(llama-self-extend-kernel SYSTEM PRIVATE "${LLAMA_CPP_DIR}/ggml/src")
     target_link_libraries(llama PRIVATE ggml-cpu)
+
+    set(processor "${CMAKE_SYSTEM_PROCESSOR}")
+    if(CMAKE_OSX_ARCHITECTURES)
+        set(processor "${CMAKE_OSX_ARCHITECTURES}")
+    endif()
+    if(processor MATCHES "^(x86_64|AMD64|amd64|i[3-6]86)$")
+        if(MSVC)
+            set(avx2   /arch:AVX2)
+            set(avx512 /arch:AVX512)
+        else()
+            set(avx2   -mavx2 -mfma -mf16c)
+            set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+        endif()
+        foreach(set avx2 avx512)
+            set_property(SOURCE native/src/kernel/ops-${set}.cpp APPEND PROPERTY COMPILE_OPTIONS ${${set}})
+        endforeach()
+    endif()
 endfunction()

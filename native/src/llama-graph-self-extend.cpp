@@ -110,23 +110,21 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
     const auto * far  = mctx->get_far ();
     const auto * near = mctx->get_near();
 
-    attn_params.push_back(std::make_unique<llama_self_extend_attn_params>(llama_self_extend_attn_params {
-        /*.scale         =*/ kq_scale,
-        /*.logit_softcap =*/ hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f,
-        /*.ranges        =*/ ranges.data(),
-    }));
+    auto & params = *attn_params.emplace_back(std::make_unique<llama_self_extend_attn_params>());
+
+    params.scale         = kq_scale;
+    params.logit_softcap = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
+    params.ranges        = ranges.data();
 
     ggml_tensor * cur = llama_self_extend_attn_build(ctx0,
             q,      far ->get_k(ctx0, il), far ->get_v(ctx0, il),
             q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
-            mask, sinks, attn_params.back().get());
+            mask, sinks, &params);
 
     gctx.cb(cur, "kqv_self_extend", il);
 
     // a backend may say that it supports every op. the kernel is a function of this process
-    for (ggml_tensor * node = cur; node && node->op == GGML_OP_CUSTOM; node = node->src[0]) {
-        ggml_backend_sched_set_tensor_backend(gctx.sched, node, gctx.backend_cpu);
-    }
+    ggml_backend_sched_set_tensor_backend(gctx.sched, cur->view_src, gctx.backend_cpu);
 
     return ggml_reshape_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2]);
 }
@@ -263,25 +261,36 @@ llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context
     ranges.resize(n_tokens);
 }
 
-// a row of the mask for the cells with pos_lo < pos <= pos_hi; returns the range of cells that holds them
-static std::pair<int32_t, int32_t> set_mask_row(ggml_fp16_t * dst, const std::vector<llama_pos> & pos, llama_pos pos_lo, llama_pos pos_hi) {
+// the cells that a row of the mask lets through: all of [begin, end) if dense
+struct mask_range {
+    int32_t begin;
+    int32_t end;
+    bool    dense;
+};
+
+// a row of the mask for the cells with pos_lo < pos <= pos_hi
+static mask_range set_mask_row(ggml_fp16_t * dst, const std::vector<llama_pos> & pos, llama_pos pos_lo, llama_pos pos_hi) {
     const ggml_fp16_t keep = ggml_fp32_to_fp16(0.0f);
     const ggml_fp16_t drop = ggml_fp32_to_fp16(-INFINITY);
 
     const int32_t n = pos.size();
 
-    int32_t first = n;
-    int32_t last  = -1;
+    int32_t first  = n;
+    int32_t last   = -1;
+    int32_t n_live = 0;
 
     for (int32_t j = 0; j < n; ++j) {
         const bool live = pos[j] > pos_lo && pos[j] <= pos_hi;
 
-        dst[j] = live ? keep : drop;
-        first  = live ? std::min(first, j) : first;
-        last   = live ? j                  : last;
+        dst[j]  = live ? keep : drop;
+        first   = live ? std::min(first, j) : first;
+        last    = live ? j                  : last;
+        n_live += live;
     }
 
-    return { std::min(first, last + 1), last + 1 };
+    const int32_t begin = std::min(first, last + 1);
+
+    return { begin, last + 1, n_live == last + 1 - begin };
 }
 
 // the positions of a sequence in the cells of a part, none for cells that the sequence does not use
@@ -331,10 +340,10 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
 
         ggml_fp16_t * row = (ggml_fp16_t *) mask->data + size_t(i)*(n_far + n_near);
 
-        const auto [f0, f1] = set_mask_row(row,         cells_far,  -1,        pos_split);
-        const auto [n0, n1] = set_mask_row(row + n_far, cells_near, pos_split, cparams.causal_attn ? pos : pos_none_hi);
+        const mask_range far  = set_mask_row(row,         cells_far,  -1,        pos_split);
+        const mask_range near = set_mask_row(row + n_far, cells_near, pos_split, cparams.causal_attn ? pos : pos_none_hi);
 
-        ranges[i] = { f0, f1, n0, n1 };
+        ranges[i] = { far.begin, far.end, near.begin, near.end, far.dense, near.dense };
     }
 
     llama_self_extend_rope_set_pos(pos_q, frame_q.data(), ubatch->n_tokens);

@@ -2,6 +2,8 @@
 
 #include "llama-self-extend-kernel.h"
 
+#include "ops.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
@@ -64,7 +66,7 @@ struct part {
     int64_t       n_kv;
 };
 
-static double run(const test_case & tc, ggml_backend_t backend, uint32_t seed) {
+static double run(const test_case & tc, const llama_self_extend_ops * ops, ggml_backend_t backend, uint32_t seed) {
     std::mt19937 rng(seed);
     std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
 
@@ -104,7 +106,9 @@ static double run(const test_case & tc, ggml_backend_t backend, uint32_t seed) {
         const bool dead_near = uniform(rng) < 0.2f;
 
         live[t].resize(n_cells);
-        ranges[t] = { 0, 0, 0, 0 };
+        ranges[t] = {};
+
+        int32_t n_live[2] = { 0, 0 };
 
         for (int64_t j = 0; j < n_cells; ++j) {
             const bool far = j < tc.n_far;
@@ -120,11 +124,20 @@ static double run(const test_case & tc, ggml_backend_t backend, uint32_t seed) {
 
                 begin = end == 0 ? cell : begin;
                 end   = cell + 1;
+                n_live[far ? 0 : 1]++;
             }
         }
+
+        ranges[t].far_dense  = n_live[0] == ranges[t].far_end  - ranges[t].far_begin;
+        ranges[t].near_dense = n_live[1] == ranges[t].near_end - ranges[t].near_begin;
     }
 
-    llama_self_extend_attn_params params = { 1.0f/std::sqrt(float(tc.n_embd_k)), tc.softcap, ranges.data() };
+    llama_self_extend_attn_params params;
+
+    params.scale         = 1.0f/std::sqrt(float(tc.n_embd_k));
+    params.logit_softcap = tc.softcap;
+    params.ranges        = ranges.data();
+    params.ops           = ops;
 
     // [n_kv, n_embd_v, n_head_kv, n_stream] -> the layout of llama_kv_cache::get_v()
     const auto v_view = [&](ggml_tensor * v) {
@@ -220,14 +233,14 @@ int main() {
     const int64_t   n_embds  [] = { 32, 40, 64, 80, 96, 128, 192, 256 };
     const int64_t   n_gqas   [] = { 1, 2, 3, 4, 7, 8, 16 };
     const int64_t   n_tokenss[] = { 1, 2, 5, 17, 33, 70 };
-    const int64_t   n_kvs    [] = { 1, 3, 64, 65, 127, 300 };
-    const ggml_type types    [] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
+    const int64_t   n_kvs    [] = { 1, 3, 64, 65, 127, 300, 900 };
+    const ggml_type types    [] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q5_1 };
     const float     p_lives  [] = { 0.0f, 0.05f, 0.5f, 1.0f };
 
     int n_failed = 0;
-    const int n_cases = 400;
+    int n_run    = 0;
 
-    for (int i = 0; i < n_cases; ++i) {
+    for (int i = 0; i < 800; ++i) {
         test_case tc = {};
 
         tc.type      = pick(types);
@@ -249,19 +262,26 @@ int main() {
             continue;
         }
 
-        const double err = run(tc, backend.get(), i);
+        for (const auto * const * ops = llama_self_extend_ops_list(); *ops; ++ops) {
+            const double err = run(tc, *ops, backend.get(), i);
 
-        if (!(err <= err_allowed)) {
-            n_failed++;
-            fprintf(stderr, "case %d: error %g: n_embd %lld/%lld, heads %lld x %lld, tokens %lld, cells %lld + %lld, streams %lld, %s, "
-                    "v_trans %d, sinks %d, softcap %g, live %g\n", i, err,
-                    (long long) tc.n_embd_k, (long long) tc.n_embd_v, (long long) tc.n_head_kv, (long long) tc.n_gqa,
-                    (long long) tc.n_tokens, (long long) tc.n_far, (long long) tc.n_near, (long long) tc.n_stream,
-                    ggml_type_name(tc.type), tc.v_trans, tc.sinks, tc.softcap, tc.p_live);
+            n_run++;
+
+            if (!(err <= err_allowed)) {
+                n_failed++;
+                fprintf(stderr, "case %d, %s: error %g: n_embd %lld/%lld, heads %lld x %lld, tokens %lld, cells %lld + %lld, streams %lld, %s, "
+                        "v_trans %d, sinks %d, softcap %g, live %g\n", i, (*ops)->name, err,
+                        (long long) tc.n_embd_k, (long long) tc.n_embd_v, (long long) tc.n_head_kv, (long long) tc.n_gqa,
+                        (long long) tc.n_tokens, (long long) tc.n_far, (long long) tc.n_near, (long long) tc.n_stream,
+                        ggml_type_name(tc.type), tc.v_trans, tc.sinks, tc.softcap, tc.p_live);
+            }
         }
     }
 
-    printf("%d cases, %d failures\n", n_cases, n_failed);
+    for (const auto * const * ops = llama_self_extend_ops_list(); *ops; ++ops) {
+        printf("%s ", (*ops)->name);
+    }
+    printf("\n%d cases, %d failures\n", n_run, n_failed);
 
     return n_failed == 0 ? 0 : 1;
 }

@@ -2,7 +2,9 @@
 
 #include "ggml.h"
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 
 //
 // the fused attention on the CPU: one softmax over a far and a near set of (Q, K, V)
@@ -14,14 +16,27 @@ struct llama_self_extend_range {
     int32_t far_end;
     int32_t near_begin;
     int32_t near_end;
+
+    // all cells within are seen: the mask need not be read
+    bool far_dense;
+    bool near_dense;
 };
+
+struct llama_self_extend_ops;
 
 // has to outlive the graph
 struct llama_self_extend_attn_params {
-    float scale;         // of the scores
-    float logit_softcap; // 0: none
+    float scale         = 1.0f; // of the scores
+    float logit_softcap = 0.0f; // 0: none
 
-    const llama_self_extend_range * ranges; // [n_tokens], filled in before the graph is computed
+    const llama_self_extend_range * ranges = nullptr; // [n_tokens], filled in before the graph is computed
+
+    const llama_self_extend_ops * ops = nullptr; // nullptr: the best that the machine can run
+
+    // what the threads agree by while they compute the node; 0 before and after
+    std::atomic<int32_t> n_taken { 0 };
+    std::atomic<int32_t> n_done  { 0 };
+    std::unique_ptr<std::atomic<int32_t>[]> n_arrived; // at each tile
 };
 
 // Attention of one layer. The returned node runs on the CPU backend only.
@@ -32,7 +47,7 @@ struct llama_self_extend_attn_params {
 // mask           F16 [n_kv_far + n_kv_near, n_tokens/n_stream, 1, n_stream], 0 or -INFINITY
 // sinks          F32 [n_head] or nullptr
 //
-// returns        F32 [n_embd_head_v, n_head, n_tokens]
+// returns        F32 [n_embd_head_v, n_head, n_tokens], a view of the node
 ggml_tensor * llama_self_extend_attn_build(
         ggml_context * ctx,
         ggml_tensor  * q_far,

@@ -1,0 +1,28 @@
+# The C++ tests, and the benchmark of the kernel. Those of the kernel need ggml alone, so that they are quickly built for another processor.
+
+function(pyselfextend_add_program name)
+    add_executable(${name} "${PROJECT_SOURCE_DIR}/native/tests/${name}.cpp" ${ARGN})
+    target_compile_features(${name} PRIVATE cxx_std_17)
+    target_include_directories(${name} PRIVATE
+        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src" "${PROJECT_SOURCE_DIR}/native/src/kernel")
+    target_include_directories(${name} SYSTEM PRIVATE
+        "${LLAMA_CPP_DIR}/src" "${LLAMA_CPP_DIR}/ggml/src" "${LLAMA_CPP_DIR}/ggml/src/ggml-cpu")
+    target_link_libraries(${name} PRIVATE ggml)
+    pyselfextend_warnings(${name})
+endfunction()
+
+function(pyselfextend_add_programs)
+    enable_testing()
+
+    pyselfextend_add_program(test-positions)
+    target_link_libraries(test-positions PRIVATE llama)
+
+    pyselfextend_add_program(test-kernel  $<TARGET_OBJECTS:llama-self-extend-kernel>)
+    pyselfextend_add_program(bench-kernel $<TARGET_OBJECTS:llama-self-extend-kernel>)
+    # ggml's vectors, for the peak of the machine
+    target_compile_options(bench-kernel PRIVATE $<TARGET_PROPERTY:ggml-cpu,COMPILE_OPTIONS>)
+
+    foreach(test test-positions test-kernel)
+        add_test(NAME ${test} COMMAND ${test})
+    endforeach()
+endfunction()

@@ -1,0 +1,675 @@
+#include "llama-self-extend-kernel.h"
+
+#include "ops.h"
+
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+//
+// One node computes the attention of a layer. The running maximum and the running sum pass from the far part to the near
+// part: this is what makes it one softmax.
+//
+// The work is cut into tiles: the query heads of a KV head for some tokens, or, if there are only few rows (decode), all
+// heads. Where that makes too few, the cells of a tile are cut into pieces as well, and the thread that is the last to end a
+// piece of a tile puts the pieces together. Threads take the next piece when they have done one, as tiles differ in how many
+// cells they see and threads in how fast they are. How it is cut depends on the problem alone, not on the number of threads.
+//
+
+static constexpr int64_t N_ROWS_FEW      = 16;  // fewer rows than this have the form for few, see ops.h
+static constexpr int64_t N_CELLS_FEW     = 128; // worked on together
+static constexpr int64_t N_CELLS_MANY    = 64;
+static constexpr int64_t N_CELLS_PIECE   = 256; // at least
+static constexpr int64_t N_ROWS_TILE     = 192; // at most
+static constexpr int64_t N_TILES_MIN     = 32;  // fewer than this are cut into pieces
+static constexpr int64_t N_PIECES_MAX    = 32;
+static constexpr int64_t N_BYTES_SCRATCH = 256*1024; // of a tile of rows, to fit into the second-level cache with its cells
+
+static constexpr float LOG2_E = 1.44269504f;
+
+enum { FAR, NEAR, N_PARTS };
+
+static int64_t pad(int64_t n, int64_t m) {
+    return (n + m - 1)/m*m;
+}
+
+static int64_t div_up(int64_t n, int64_t m) {
+    return (n + m - 1)/m;
+}
+
+//
+// the problem, as read from the sources of the node
+//
+
+struct attn_problem {
+    const ggml_tensor * q[N_PARTS];
+    const ggml_tensor * k[N_PARTS];
+    const ggml_tensor * v[N_PARTS];
+    const ggml_tensor * mask;
+    const ggml_tensor * sinks;
+
+    int64_t n_embd_k;
+    int64_t n_embd_v;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t n_tokens;
+    int64_t n_stream;
+    int64_t n_gqa; // query heads for each KV head
+    int64_t n_tps; // tokens of a stream
+
+    bool v_trans;
+    bool few;
+
+    explicit attn_problem(ggml_tensor * const * src) :
+        q { src[0], src[3] }, k { src[1], src[4] }, v { src[2], src[5] }, mask(src[6]), sinks(src[7]),
+        n_embd_k (q[FAR]->ne[0]),
+        n_embd_v (0),
+        n_head   (q[FAR]->ne[1]),
+        n_head_kv(k[FAR]->ne[1]),
+        n_tokens (q[FAR]->ne[2]),
+        n_stream (k[FAR]->ne[3]),
+        n_gqa    (n_head/n_head_kv),
+        n_tps    (n_tokens/n_stream),
+        v_trans  (v[FAR]->nb[1] > v[FAR]->nb[2]),
+        few      (n_tps*n_gqa < N_ROWS_FEW) {
+        n_embd_v = v[FAR]->ne[v_trans ? 2 : 0];
+    }
+
+    // tokens of a tile, at most
+    int64_t n_tokens_tile_max() const {
+        if (few) {
+            return n_tps;
+        }
+        const int64_t n_bytes_row = (n_embd_k + n_embd_v + N_CELLS_MANY)*sizeof(float);
+        const int64_t n_rows      = std::clamp<int64_t>(N_BYTES_SCRATCH/n_bytes_row, N_ROWS_TILE/4, N_ROWS_TILE);
+
+        return std::clamp<int64_t>(n_rows/n_gqa, 1, n_tps);
+    }
+
+    int64_t n_tiles(int64_t n_tokens_tile) const {
+        return n_stream*(few ? 1 : n_head_kv)*div_up(n_tps, n_tokens_tile);
+    }
+
+    int64_t n_pieces_max() const {
+        return std::clamp<int64_t>(N_TILES_MIN/n_tiles(n_tokens_tile_max()), 1, N_PIECES_MAX);
+    }
+
+    // of a row of a piece: the sum that is not divided yet, maximum, sum of the weights
+    int64_t n_partial() const {
+        return n_embd_v + 2;
+    }
+
+    int64_t n_result() const {
+        return n_embd_v*n_head*n_tokens;
+    }
+
+    const ggml_fp16_t * mask_row(int64_t token, int part, int64_t cell) const {
+        const char * row = (const char *) mask->data + token%n_tps*mask->nb[1] + token/n_tps*mask->nb[3];
+
+        return (const ggml_fp16_t *) row + (part == NEAR ? k[FAR]->ne[2] : 0) + cell;
+    }
+
+    float sink(int64_t head) const {
+        return sinks ? ((const float *) sinks->data)[head]*LOG2_E : -INFINITY;
+    }
+};
+
+struct attn_tile {
+    int64_t head_kv; // the first
+    int64_t n_head_kv;
+    int64_t stream;
+    int64_t token0; // of the batch
+    int64_t n_tokens;
+};
+
+// a range of cells
+struct span {
+    int64_t begin;
+    int64_t end;
+
+    int64_t size() const {
+        return std::max<int64_t>(0, end - begin);
+    }
+
+    span clip(span other) const {
+        return { std::max(begin, other.begin), std::min(end, other.end) };
+    }
+};
+
+static span live_span(const llama_self_extend_range & range, int part) {
+    return part == FAR ? span { range.far_begin, range.far_end } : span { range.near_begin, range.near_end };
+}
+
+// the cells that any token of the tile sees
+static span live_span(const llama_self_extend_attn_params & params, const attn_tile & tile, int part) {
+    span res = { INT64_MAX, 0 };
+    for (int64_t t = tile.token0; t < tile.token0 + tile.n_tokens; ++t) {
+        const span cur = live_span(params.ranges[t], part);
+        if (cur.size() > 0) {
+            res = { std::min(res.begin, cur.begin), std::max(res.end, cur.end) };
+        }
+    }
+    return res.size() > 0 ? res : span { 0, 0 };
+}
+
+// the working set of a thread
+struct attn_work {
+    const attn_problem &                  pr;
+    const llama_self_extend_attn_params & params;
+    const llama_self_extend_ops &         ops;
+
+    int64_t ldk; // n_embd_k and n_embd_v, padded to whole vectors
+    int64_t ldv;
+
+    float * q[N_PARTS];
+    float * s;
+    float * o;
+    float * m; // [n_rows] running maximum
+    float * l; // [n_rows] running sum
+    float * k; // [n_cells, ldk]
+    float * v; // [n_cells, ldv] or [n_embd_v, n_cells]
+
+    // n_rows: of a tile, n_cells: worked on together
+    attn_work(const attn_problem & pr, const llama_self_extend_attn_params & params, const llama_self_extend_ops & ops,
+            int64_t n_rows, int64_t n_cells) :
+        pr(pr), params(params), ops(ops), ldk(pad(pr.n_embd_k, ops.n_vec)), ldv(pad(pr.n_embd_v, ops.n_vec)) {
+        n_rows = pad(n_rows, ops.n_vec);
+
+        // a custom node has no work buffer of its own
+        static thread_local std::vector<float> buf;
+
+        constexpr int64_t align = 64/sizeof(float);
+
+        const size_t n = (2*ldk + n_cells + ldv + 2)*n_rows + n_cells*(ldk + ldv) + 9*align;
+        if (buf.size() < n) {
+            buf.resize(n);
+        }
+
+        float * p = buf.data();
+        const auto take = [&](int64_t n) {
+            p = (float *) pad((int64_t) p, 64);
+            float * res = p;
+            p += n;
+            return res;
+        };
+
+        q[FAR]  = take(ldk*n_rows);
+        q[NEAR] = take(ldk*n_rows);
+        s       = take(n_cells*n_rows);
+        o       = take(ldv*n_rows);
+        m       = take(n_rows);
+        l       = take(n_rows);
+        k       = take(n_cells*ldk);
+        v       = take(n_cells*ldv);
+    }
+
+    void begin(int64_t n_rows) {
+        std::fill_n(o, ldv*n_rows, 0.0f);
+        std::fill_n(m, n_rows, -INFINITY);
+        std::fill_n(l, n_rows, 0.0f);
+    }
+
+    // what the scores are multiplied by is in Q already
+    float q_scale() const {
+        return params.logit_softcap != 0.0f ? params.scale/params.logit_softcap : params.scale*LOG2_E;
+    }
+
+    void softcap(float * x, int64_t n) const {
+        if (params.logit_softcap != 0.0f) {
+            ops.softcap(x, n, params.logit_softcap*LOG2_E);
+        }
+    }
+
+    const float * q_src(int part, int64_t head, int64_t token) const {
+        return (const float *) ((const char *) pr.q[part]->data + head*pr.q[part]->nb[1] + token*pr.q[part]->nb[2]);
+    }
+
+    const char * k_src(int part, int64_t head_kv, int64_t stream, int64_t cell) const {
+        const ggml_tensor * t = pr.k[part];
+
+        return (const char *) t->data + head_kv*t->nb[1] + cell*t->nb[2] + stream*t->nb[3];
+    }
+
+    const char * v_src(int part, int64_t head_kv, int64_t stream, int64_t cell) const {
+        const ggml_tensor * t = pr.v[part];
+
+        return (const char *) t->data + head_kv*t->nb[1] + cell*t->nb[pr.v_trans ? 0 : 2] + stream*t->nb[3];
+    }
+};
+
+// call dead(j) for the cells that a token does not see, of n_cells after cell0
+template <typename F>
+static void for_dead(const attn_problem & pr, const llama_self_extend_range & range, int64_t token, int part, int64_t cell0, int64_t n_cells, const F & dead) {
+    const span live = live_span(range, part).clip({ cell0, cell0 + n_cells });
+
+    if (live.size() == 0) {
+        for (int64_t j = 0; j < n_cells; ++j) {
+            dead(j);
+        }
+        return;
+    }
+    for (int64_t j = 0; j < live.begin - cell0; ++j) {
+        dead(j);
+    }
+    for (int64_t j = live.end - cell0; j < n_cells; ++j) {
+        dead(j);
+    }
+    if (!(part == FAR ? range.far_dense : range.near_dense)) {
+        const ggml_fp16_t * mask = pr.mask_row(token, part, cell0);
+        for (int64_t j = live.begin - cell0; j < live.end - cell0; ++j) {
+            if (mask[j] != 0) {
+                dead(j);
+            }
+        }
+    }
+}
+
+//
+// few rows: row (head, token) of the tile at (head*n_tokens + token)
+//
+
+static void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
+    const auto & pr  = w.pr;
+    const auto & ops = w.ops;
+
+    const ggml_tensor * k = pr.k[part];
+    const ggml_tensor * v = pr.v[part];
+
+    const int64_t n_rows_kv = pr.n_gqa*tile.n_tokens; // of a KV head
+
+    for (int64_t h = 0; h < tile.n_head_kv; ++h) {
+        const char * src = w.k_src(part, h, tile.stream, cell0);
+
+        const float * q = w.q[part] + h*n_rows_kv*w.ldk;
+        float *       s = w.s       + h*n_rows_kv*N_CELLS_FEW;
+
+        if (ops.reads(k->type)) {
+            ops.dot_rows(k->type, src, k->nb[2], n_cells, pr.n_embd_k, q, w.ldk, n_rows_kv, s, N_CELLS_FEW, false);
+        } else {
+            for (int64_t j = 0; j < n_cells; ++j) {
+                ops.unpack(k->type, src + j*k->nb[2], w.k + j*w.ldk, pr.n_embd_k);
+            }
+            ops.dot_rows(GGML_TYPE_F32, (const char *) w.k, w.ldk*sizeof(float), n_cells, pr.n_embd_k, q, w.ldk, n_rows_kv, s, N_CELLS_FEW, false);
+        }
+
+        for (int64_t r = 0; r < n_rows_kv; ++r) {
+            const int64_t token = tile.token0 + r%tile.n_tokens;
+            const int64_t row   = h*n_rows_kv + r;
+
+            float * cur = s + r*N_CELLS_FEW;
+
+            w.softcap(cur, pad(n_cells, ops.n_vec));
+
+            for_dead(pr, w.params.ranges[token], token, part, cell0, n_cells, [&](int64_t j) { cur[j] = -INFINITY; });
+            std::fill(cur + n_cells, cur + pad(n_cells, ops.n_vec), -INFINITY);
+
+            const float corr = ops.softmax_row(cur, pad(n_cells, ops.n_vec), w.m + row, w.l + row);
+            if (corr != 1.0f) {
+                ops.scale_add(w.o + row*w.ldv, corr, w.o + row*w.ldv, 0.0f, w.ldv);
+            }
+        }
+    }
+
+    for (int64_t h = 0; h < tile.n_head_kv; ++h) {
+        const char * src = w.v_src(part, h, tile.stream, cell0);
+
+        const float * s = w.s + h*n_rows_kv*N_CELLS_FEW;
+        float *       o = w.o + h*n_rows_kv*w.ldv;
+
+        if (pr.v_trans) {
+            ops.dot_rows(v->type, src, v->nb[2], pr.n_embd_v, n_cells, s, N_CELLS_FEW, n_rows_kv, o, w.ldv, true);
+        } else if (ops.reads(v->type)) {
+            ops.add_rows(v->type, src, v->nb[2], n_cells, pr.n_embd_v, s, N_CELLS_FEW, n_rows_kv, o, w.ldv);
+        } else {
+            for (int64_t j = 0; j < n_cells; ++j) {
+                ops.unpack(v->type, src + j*v->nb[2], w.v + j*w.ldv, pr.n_embd_v);
+            }
+            ops.add_rows(GGML_TYPE_F32, (const char *) w.v, w.ldv*sizeof(float), n_cells, pr.n_embd_v, s, N_CELLS_FEW, n_rows_kv, o, w.ldv);
+        }
+    }
+}
+
+static void begin_few(attn_work & w, const attn_tile & tile) {
+    w.begin(w.pr.n_head*tile.n_tokens);
+
+    for (int part = 0; part < N_PARTS; ++part) {
+        for (int64_t r = 0; r < w.pr.n_head*tile.n_tokens; ++r) {
+            const float * src = w.q_src(part, r/tile.n_tokens, tile.token0 + r%tile.n_tokens);
+            float *       dst = w.q[part] + r*w.ldk;
+
+            std::fill(dst, dst + w.ldk, 0.0f);
+            w.ops.scale_add(dst, 0.0f, src, w.q_scale(), w.pr.n_embd_k);
+        }
+    }
+}
+
+//
+// many rows: row (token, head) of the tile at (token*n_gqa + head), in panels
+//
+
+struct panel {
+    int64_t row0;
+    int64_t n_rows; // of the tile
+    int64_t n_pad;  // whole vectors
+};
+
+static panel panel_at(const attn_work & w, const attn_tile & tile, int64_t i) {
+    const int64_t row0   = i*w.ops.n_panel;
+    const int64_t n_rows = std::min(w.ops.n_panel, tile.n_tokens*w.pr.n_gqa - row0);
+
+    return { row0, n_rows, pad(n_rows, w.ops.n_vec) };
+}
+
+static int64_t n_panels(const attn_work & w, const attn_tile & tile) {
+    return div_up(tile.n_tokens*w.pr.n_gqa, w.ops.n_panel);
+}
+
+static void begin_many(attn_work & w, const attn_tile & tile) {
+    w.begin(pad(tile.n_tokens*w.pr.n_gqa, w.ops.n_vec));
+
+    for (int part = 0; part < N_PARTS; ++part) {
+        for (int64_t i = 0; i < n_panels(w, tile); ++i) {
+            const panel p = panel_at(w, tile, i);
+
+            float * dst = w.q[part] + p.row0*w.ldk;
+            std::fill_n(dst, p.n_pad*w.ldk, 0.0f);
+
+            for (int64_t r = 0; r < p.n_rows; ++r) {
+                const int64_t row = p.row0 + r;
+                const float * src = w.q_src(part, tile.head_kv*w.pr.n_gqa + row%w.pr.n_gqa, tile.token0 + row/w.pr.n_gqa);
+
+                for (int64_t d = 0; d < w.pr.n_embd_k; ++d) {
+                    dst[d*p.n_pad + r] = src[d]*w.q_scale();
+                }
+            }
+        }
+    }
+}
+
+static void attend_many(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
+    const auto & pr  = w.pr;
+    const auto & ops = w.ops;
+
+    const ggml_tensor * k = pr.k[part];
+    const ggml_tensor * v = pr.v[part];
+
+    for (int64_t j = 0; j < n_cells; ++j) {
+        ops.unpack(k->type, w.k_src(part, tile.head_kv, tile.stream, cell0 + j), w.k + j*w.ldk, pr.n_embd_k);
+    }
+    for (int64_t j = 0; j < (pr.v_trans ? pr.n_embd_v : n_cells); ++j) {
+        if (pr.v_trans) {
+            ops.unpack(v->type, w.v_src(part, tile.head_kv, tile.stream, cell0) + j*v->nb[2], w.v + j*N_CELLS_MANY, n_cells);
+        } else {
+            ops.unpack(v->type, w.v_src(part, tile.head_kv, tile.stream, cell0 + j), w.v + j*w.ldv, pr.n_embd_v);
+        }
+    }
+
+    for (int64_t i = 0; i < n_panels(w, tile); ++i) {
+        const panel p = panel_at(w, tile, i);
+
+        // the tokens of the panel
+        const int64_t t0 = p.row0/pr.n_gqa;
+        const int64_t t1 = (p.row0 + p.n_rows - 1)/pr.n_gqa;
+
+        bool live = false;
+        for (int64_t t = t0; t <= t1 && !live; ++t) {
+            live = live_span(w.params.ranges[tile.token0 + t], part).clip({ cell0, cell0 + n_cells }).size() > 0;
+        }
+        if (!live) {
+            continue;
+        }
+
+        float * o = w.o + p.row0*w.ldv;
+
+        ops.gemm(w.s, w.k, w.ldk, 1, w.q[part] + p.row0*w.ldk, n_cells, pr.n_embd_k, p.n_pad, false);
+
+        w.softcap(w.s, n_cells*p.n_pad);
+
+        for (int64_t t = t0; t <= t1; ++t) {
+            const int64_t r0 = std::max<int64_t>(0,        (t + 0)*pr.n_gqa - p.row0);
+            const int64_t r1 = std::min<int64_t>(p.n_rows, (t + 1)*pr.n_gqa - p.row0);
+
+            for_dead(pr, w.params.ranges[tile.token0 + t], tile.token0 + t, part, cell0, n_cells, [&](int64_t j) {
+                std::fill(w.s + j*p.n_pad + r0, w.s + j*p.n_pad + r1, -INFINITY);
+            });
+        }
+
+        ops.softmax_panel(w.s, n_cells, p.n_pad, w.m + p.row0, w.l + p.row0, o, pr.n_embd_v);
+        ops.gemm(o, w.v, pr.v_trans ? N_CELLS_MANY : 1, pr.v_trans ? 1 : w.ldv, w.s, pr.n_embd_v, n_cells, p.n_pad, true);
+    }
+}
+
+//
+// pieces
+//
+
+// the cells of both parts that a tile sees, laid end to end
+struct attn_cells {
+    span    live[N_PARTS];
+    int64_t n_piece;  // cells of a piece
+    int64_t n_pieces;
+
+    attn_cells(const attn_problem & pr, const llama_self_extend_attn_params & params, const attn_tile & tile) {
+        int64_t n = 0;
+        for (int part = 0; part < N_PARTS; ++part) {
+            live[part] = live_span(params, tile, part);
+            n += live[part].size();
+        }
+
+        n_piece  = std::max(pad(div_up(n, pr.n_pieces_max()), N_CELLS_MANY), N_CELLS_PIECE);
+        n_piece  = pr.n_pieces_max() == 1 ? std::max<int64_t>(n, 1) : n_piece;
+        n_pieces = std::max<int64_t>(1, div_up(n, n_piece));
+    }
+};
+
+static void attend_piece(attn_work & w, const attn_tile & tile, const attn_cells & cells, int64_t i) {
+    const auto & pr = w.pr;
+
+    pr.few ? begin_few(w, tile) : begin_many(w, tile);
+
+    span piece = { i*cells.n_piece, (i + 1)*cells.n_piece };
+
+    for (int part = 0; part < N_PARTS; ++part) {
+        const span    live = cells.live[part];
+        const span    cur  = span { piece.begin + live.begin, piece.end + live.begin }.clip(live);
+        const int64_t step = pr.few ? N_CELLS_FEW : N_CELLS_MANY;
+
+        // cut where cells are cut whatever the tile, so that the sums of a row do not depend on its tile
+        for (int64_t j = cur.begin; j < cur.end; ) {
+            const int64_t end = std::min(cur.end, (j/step + 1)*step);
+
+            pr.few ? attend_few(w, tile, part, j, end - j) : attend_many(w, tile, part, j, end - j);
+            j = end;
+        }
+
+        piece = { piece.begin - live.size(), piece.end - live.size() };
+    }
+}
+
+// divide by the sum, in which a sink takes part
+static float result_scale(float m, float l, float sink) {
+    if (sink > -INFINITY) {
+        const float m_new = std::max(m, sink);
+
+        const float scale = exp2f(m - m_new);
+
+        return scale/(l*scale + exp2f(sink - m_new));
+    }
+    return l > 0.0f ? 1.0f/l : 0.0f;
+}
+
+static float * result_at(ggml_tensor * dst, const attn_problem & pr, int64_t token, int64_t head) {
+    return (float *) dst->data + (token*pr.n_head + head)*pr.n_embd_v;
+}
+
+static float * partial_at(ggml_tensor * dst, const attn_problem & pr, int64_t piece, int64_t token, int64_t head) {
+    return (float *) dst->data + pr.n_result() + ((piece*pr.n_tokens + token)*pr.n_head + head)*pr.n_partial();
+}
+
+static void store_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile, const attn_cells & cells, int64_t piece) {
+    const auto & pr = w.pr;
+
+    for (int64_t r = 0; r < tile.n_tokens*tile.n_head_kv*pr.n_gqa; ++r) {
+        const int64_t token = tile.token0 + (pr.few ? r%tile.n_tokens : r/pr.n_gqa);
+        const int64_t head  = pr.few ? r/tile.n_tokens : tile.head_kv*pr.n_gqa + r%pr.n_gqa;
+
+        const float * o    = w.o + r*w.ldv;
+        int64_t       step = 1;
+
+        if (!pr.few) {
+            const panel p = panel_at(w, tile, r/w.ops.n_panel);
+
+            o    = w.o + p.row0*w.ldv + (r - p.row0);
+            step = p.n_pad;
+        }
+
+        float * out   = cells.n_pieces == 1 ? result_at(dst, pr, token, head) : partial_at(dst, pr, piece, token, head);
+        float   scale = cells.n_pieces == 1 ? result_scale(w.m[r], w.l[r], pr.sink(head)) : 1.0f;
+
+        for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+            out[d] = o[d*step]*scale;
+        }
+        if (cells.n_pieces > 1) {
+            out[pr.n_embd_v + 0] = w.m[r];
+            out[pr.n_embd_v + 1] = w.l[r];
+        }
+    }
+}
+
+static void join_pieces(ggml_tensor * dst, const attn_work & w, const attn_tile & tile, const attn_cells & cells) {
+    const auto & pr = w.pr;
+
+    for (int64_t token = tile.token0; token < tile.token0 + tile.n_tokens; ++token) {
+        for (int64_t head = tile.head_kv*pr.n_gqa; head < (tile.head_kv + tile.n_head_kv)*pr.n_gqa; ++head) {
+            float m = -INFINITY;
+            for (int64_t i = 0; i < cells.n_pieces; ++i) {
+                m = std::max(m, partial_at(dst, pr, i, token, head)[pr.n_embd_v]);
+            }
+
+            float * out = result_at(dst, pr, token, head);
+            std::fill_n(out, pr.n_embd_v, 0.0f);
+
+            float l = 0.0f;
+            for (int64_t i = 0; i < cells.n_pieces && m > -INFINITY; ++i) {
+                const float * cur   = partial_at(dst, pr, i, token, head);
+                const float   scale = exp2f(cur[pr.n_embd_v] - m);
+
+                l += scale*cur[pr.n_embd_v + 1];
+                w.ops.scale_add(out, 1.0f, cur, scale, pr.n_embd_v);
+            }
+
+            w.ops.scale_add(out, result_scale(m, l, pr.sink(head)), out, 0.0f, pr.n_embd_v);
+        }
+    }
+}
+
+//
+// the node
+//
+
+// dst: the result [n_embd_v, n_head, n_tokens], then the partial results [n_partial, n_head, n_tokens, n_pieces]
+static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(ith);
+
+    const attn_problem pr(dst->src);
+
+    auto &       params = *(llama_self_extend_attn_params *) userdata;
+    const auto & ops    = params.ops ? *params.ops : **llama_self_extend_ops_list();
+
+    const int64_t n_pieces_max = pr.n_pieces_max();
+
+    // smaller tiles if there are not enough for all threads
+    int64_t n_tokens_tile = pr.n_tokens_tile_max();
+    while (n_pieces_max == 1 && n_tokens_tile > 16 && pr.n_tiles(n_tokens_tile) < 4*nth) {
+        n_tokens_tile = (n_tokens_tile + 1)/2;
+    }
+
+    const int64_t n_head_kv_tile = pr.few ? pr.n_head_kv : 1;
+    const int64_t n_tiles_tokens = div_up(pr.n_tps, n_tokens_tile);
+
+    attn_work w(pr, params, ops, n_tokens_tile*n_head_kv_tile*pr.n_gqa, pr.few ? N_CELLS_FEW : N_CELLS_MANY);
+
+    for (;;) {
+        const int64_t i = params.n_taken.fetch_add(1, std::memory_order_relaxed);
+
+        const int64_t i_tile  = i/n_pieces_max;
+        const int64_t i_piece = i%n_pieces_max;
+
+        if (i_tile >= pr.n_tiles(n_tokens_tile)) {
+            break;
+        }
+
+        attn_tile tile;
+
+        tile.n_head_kv = n_head_kv_tile;
+        tile.head_kv   = i_tile%(pr.n_head_kv/n_head_kv_tile);
+        tile.stream    = i_tile/(pr.n_head_kv/n_head_kv_tile)/n_tiles_tokens;
+        tile.token0    = i_tile/(pr.n_head_kv/n_head_kv_tile)%n_tiles_tokens*n_tokens_tile;
+        tile.n_tokens  = std::min(n_tokens_tile, pr.n_tps - tile.token0);
+        tile.token0   += tile.stream*pr.n_tps;
+
+        const attn_cells cells(pr, params, tile);
+
+        if (i_piece >= cells.n_pieces) {
+            continue;
+        }
+
+        attend_piece(w, tile, cells, i_piece);
+        store_piece (dst, w, tile, cells, i_piece);
+
+        if (cells.n_pieces > 1) {
+            auto & n_arrived = params.n_arrived[i_tile];
+
+            // acquire what the others have stored, release what this thread has
+            if (n_arrived.fetch_add(1, std::memory_order_acq_rel) == cells.n_pieces - 1) {
+                n_arrived.store(0, std::memory_order_relaxed);
+                join_pieces(dst, w, tile, cells);
+            }
+        }
+    }
+
+    // the threads meet before the next node is computed
+    if (params.n_done.fetch_add(1, std::memory_order_relaxed) == nth - 1) {
+        params.n_taken.store(0, std::memory_order_relaxed);
+        params.n_done .store(0, std::memory_order_relaxed);
+    }
+}
+
+ggml_tensor * llama_self_extend_attn_build(
+        ggml_context * ctx,
+        ggml_tensor  * q_far,
+        ggml_tensor  * k_far,
+        ggml_tensor  * v_far,
+        ggml_tensor  * q_near,
+        ggml_tensor  * k_near,
+        ggml_tensor  * v_near,
+        ggml_tensor  * mask,
+        ggml_tensor  * sinks,
+        llama_self_extend_attn_params * params) {
+    GGML_ASSERT(q_far->type == GGML_TYPE_F32 && q_near->type == GGML_TYPE_F32);
+    GGML_ASSERT(mask->type == GGML_TYPE_F16);
+    GGML_ASSERT(mask->ne[0] == k_far->ne[2] + k_near->ne[2]);
+
+    ggml_tensor * args[] = { q_far, k_far, v_far, q_near, k_near, v_near, mask, sinks };
+
+    const attn_problem pr(args);
+
+    GGML_ASSERT(pr.n_head   % pr.n_head_kv == 0);
+    GGML_ASSERT(pr.n_tokens % pr.n_stream  == 0);
+    GGML_ASSERT(!pr.v_trans || !ggml_is_quantized(v_far->type));
+
+    const int64_t n_pieces = pr.n_pieces_max();
+
+    if (n_pieces > 1) {
+        params->n_arrived = std::make_unique<std::atomic<int32_t>[]>(pr.n_tiles(pr.n_tokens_tile_max()));
+    }
+
+    ggml_tensor * node = ggml_custom_4d(ctx, GGML_TYPE_F32,
+            pr.n_result() + (n_pieces > 1 ? pr.n_partial()*pr.n_head*pr.n_tokens*n_pieces : 0), 1, 1, 1,
+            args, std::size(args), compute_attn, GGML_N_TASKS_MAX, params);
+
+    return ggml_view_3d(ctx, node, pr.n_embd_v, pr.n_head, pr.n_tokens,
+            pr.n_embd_v*sizeof(float), pr.n_embd_v*pr.n_head*sizeof(float), 0);
+}

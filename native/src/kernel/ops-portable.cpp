@@ -1,0 +1,9 @@
+#include "simd-portable.h"
+
+#include "ops-impl.h"
+
+const llama_self_extend_ops * llama_self_extend_ops_portable() {
+    static constexpr llama_self_extend_ops ops = make_ops("portable");
+
+    return &ops;
+}
