@@ -46,7 +46,7 @@ test-arm: $(VENV)/.package ## run the tests of the attention kernel on AArch64, 
 	    -D CMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu" -D GGML_NATIVE=OFF)
 
 test-sanitize: $(VENV)/.package ## run the tests of the attention kernel with the address and undefined-behaviour sanitizers
-	$(call test-kernel,sanitize,-D GGML_SANITIZE_ADDRESS=ON -D GGML_SANITIZE_UNDEFINED=ON -D GGML_OPENMP=OFF \
+	$(call test-kernel,sanitize,-D GGML_OPENMP=OFF \
 	    -D CMAKE_CXX_FLAGS="-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
 	    -D CMAKE_EXE_LINKER_FLAGS="-fsanitize=address$(,)undefined")
 

@@ -12,8 +12,6 @@ function(pyselfextend_add_program name)
 endfunction()
 
 function(pyselfextend_add_programs)
-    enable_testing()
-
     pyselfextend_add_program(test-positions)
     target_link_libraries(test-positions PRIVATE llama)
 

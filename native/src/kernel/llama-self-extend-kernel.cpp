@@ -20,6 +20,7 @@
 
 static constexpr int64_t N_ROWS_FEW      = 16;  // fewer rows than this have the form for few, see ops.h
 static constexpr int64_t N_CELLS_FEW     = 128; // worked on together
+static constexpr int64_t N_CELLS_READ    = 32;  // of one head after the other
 static constexpr int64_t N_CELLS_MANY    = 64;
 static constexpr int64_t N_CELLS_PIECE   = 256; // at least
 static constexpr int64_t N_ROWS_TILE     = 192; // at most
@@ -154,6 +155,13 @@ static span live_span(const llama_self_extend_attn_params & params, const attn_t
     return res.size() > 0 ? res : span { 0, 0 };
 }
 
+// rows of the cache, or unpacked ones
+struct rows_of {
+    ggml_type    type;
+    const char * data;
+    size_t       stride;
+};
+
 // the working set of a thread
 struct attn_work {
     const attn_problem &                  pr;
@@ -237,6 +245,26 @@ struct attn_work {
 
         return (const char *) t->data + head_kv*t->nb[1] + cell*t->nb[pr.v_trans ? 0 : 2] + stream*t->nb[3];
     }
+
+    // n cells of a head, unpacked if they cannot be read as they are
+    rows_of k_rows(int part, int64_t head_kv, int64_t stream, int64_t cell, int64_t n) const {
+        return rows(pr.k[part], k_src(part, head_kv, stream, cell), n, pr.n_embd_k, k, ldk);
+    }
+
+    rows_of v_rows(int part, int64_t head_kv, int64_t stream, int64_t cell, int64_t n) const {
+        return rows(pr.v[part], v_src(part, head_kv, stream, cell), n, pr.n_embd_v, v, ldv);
+    }
+
+private:
+    rows_of rows(const ggml_tensor * t, const char * src, int64_t n, int64_t n_embd, float * dst, int64_t ld) const {
+        if (ops.reads(t->type)) {
+            return { t->type, src, t->nb[2] };
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            ops.unpack(t->type, src + j*t->nb[2], dst + j*ld, n_embd);
+        }
+        return { GGML_TYPE_F32, (const char *) dst, ld*sizeof(float) };
+    }
 };
 
 // call dead(j) for the cells that a token does not see, of n_cells after cell0
@@ -274,59 +302,55 @@ static void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t 
     const auto & pr  = w.pr;
     const auto & ops = w.ops;
 
-    const ggml_tensor * k = pr.k[part];
     const ggml_tensor * v = pr.v[part];
 
     const int64_t n_rows_kv = pr.n_gqa*tile.n_tokens; // of a KV head
+    const int64_t n_padded  = pad(n_cells, ops.n_vec);
 
-    for (int64_t h = 0; h < tile.n_head_kv; ++h) {
-        const char * src = w.k_src(part, h, tile.stream, cell0);
+    // all heads of some cells, then the next cells: so memory is read from one end to the other
+    for (int64_t j = 0; j < n_cells; j += N_CELLS_READ) {
+        const int64_t n = std::min(N_CELLS_READ, n_cells - j);
 
-        const float * q = w.q[part] + h*n_rows_kv*w.ldk;
-        float *       s = w.s       + h*n_rows_kv*N_CELLS_FEW;
+        for (int64_t h = 0; h < tile.n_head_kv; ++h) {
+            const rows_of cells = w.k_rows(part, h, tile.stream, cell0 + j, n);
 
-        if (ops.reads(k->type)) {
-            ops.dot_rows(k->type, src, k->nb[2], n_cells, pr.n_embd_k, q, w.ldk, n_rows_kv, s, N_CELLS_FEW, false);
-        } else {
-            for (int64_t j = 0; j < n_cells; ++j) {
-                ops.unpack(k->type, src + j*k->nb[2], w.k + j*w.ldk, pr.n_embd_k);
-            }
-            ops.dot_rows(GGML_TYPE_F32, (const char *) w.k, w.ldk*sizeof(float), n_cells, pr.n_embd_k, q, w.ldk, n_rows_kv, s, N_CELLS_FEW, false);
-        }
-
-        for (int64_t r = 0; r < n_rows_kv; ++r) {
-            const int64_t token = tile.token0 + r%tile.n_tokens;
-            const int64_t row   = h*n_rows_kv + r;
-
-            float * cur = s + r*N_CELLS_FEW;
-
-            w.softcap(cur, pad(n_cells, ops.n_vec));
-
-            for_dead(pr, w.params.ranges[token], token, part, cell0, n_cells, [&](int64_t j) { cur[j] = -INFINITY; });
-            std::fill(cur + n_cells, cur + pad(n_cells, ops.n_vec), -INFINITY);
-
-            const float corr = ops.softmax_row(cur, pad(n_cells, ops.n_vec), w.m + row, w.l + row);
-            if (corr != 1.0f) {
-                ops.scale_add(w.o + row*w.ldv, corr, w.o + row*w.ldv, 0.0f, w.ldv);
-            }
+            ops.dot_rows(cells.type, cells.data, cells.stride, n, pr.n_embd_k,
+                    w.q[part] + h*n_rows_kv*w.ldk, w.ldk, n_rows_kv, w.s + h*n_rows_kv*N_CELLS_FEW + j, N_CELLS_FEW, false);
         }
     }
 
-    for (int64_t h = 0; h < tile.n_head_kv; ++h) {
-        const char * src = w.v_src(part, h, tile.stream, cell0);
+    for (int64_t r = 0; r < tile.n_head_kv*n_rows_kv; ++r) {
+        const int64_t token = tile.token0 + r%tile.n_tokens;
 
-        const float * s = w.s + h*n_rows_kv*N_CELLS_FEW;
-        float *       o = w.o + h*n_rows_kv*w.ldv;
+        float * s = w.s + r*N_CELLS_FEW;
 
-        if (pr.v_trans) {
-            ops.dot_rows(v->type, src, v->nb[2], pr.n_embd_v, n_cells, s, N_CELLS_FEW, n_rows_kv, o, w.ldv, true);
-        } else if (ops.reads(v->type)) {
-            ops.add_rows(v->type, src, v->nb[2], n_cells, pr.n_embd_v, s, N_CELLS_FEW, n_rows_kv, o, w.ldv);
-        } else {
-            for (int64_t j = 0; j < n_cells; ++j) {
-                ops.unpack(v->type, src + j*v->nb[2], w.v + j*w.ldv, pr.n_embd_v);
-            }
-            ops.add_rows(GGML_TYPE_F32, (const char *) w.v, w.ldv*sizeof(float), n_cells, pr.n_embd_v, s, N_CELLS_FEW, n_rows_kv, o, w.ldv);
+        w.softcap(s, n_padded);
+
+        for_dead(pr, w.params.ranges[token], token, part, cell0, n_cells, [&](int64_t j) { s[j] = -INFINITY; });
+        std::fill(s + n_cells, s + n_padded, -INFINITY);
+
+        const float corr = ops.softmax_row(s, n_padded, w.m + r, w.l + r);
+        if (corr != 1.0f) {
+            ops.scale_add(w.o + r*w.ldv, corr, w.o + r*w.ldv, 0.0f, w.ldv);
+        }
+    }
+
+    if (pr.v_trans) {
+        for (int64_t h = 0; h < tile.n_head_kv; ++h) {
+            ops.dot_rows(v->type, w.v_src(part, h, tile.stream, cell0), v->nb[2], pr.n_embd_v, n_cells,
+                    w.s + h*n_rows_kv*N_CELLS_FEW, N_CELLS_FEW, n_rows_kv, w.o + h*n_rows_kv*w.ldv, w.ldv, true);
+        }
+        return;
+    }
+
+    for (int64_t j = 0; j < n_cells; j += N_CELLS_READ) {
+        const int64_t n = std::min(N_CELLS_READ, n_cells - j);
+
+        for (int64_t h = 0; h < tile.n_head_kv; ++h) {
+            const rows_of cells = w.v_rows(part, h, tile.stream, cell0 + j, n);
+
+            ops.add_rows(cells.type, cells.data, cells.stride, n, pr.n_embd_v,
+                    w.s + h*n_rows_kv*N_CELLS_FEW + j, N_CELLS_FEW, n_rows_kv, w.o + h*n_rows_kv*w.ldv, w.ldv);
         }
     }
 }

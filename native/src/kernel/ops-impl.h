@@ -128,7 +128,7 @@ void unpack(ggml_type type, const void * src, float * dst, int64_t n) {
 // few rows
 //
 
-constexpr int64_t N_PREFETCH = 96; // cells
+constexpr int64_t N_PREFETCH = 32; // cells
 
 // Ask for a row that is needed soon: the rows of one head lie too far apart for the hardware to see where this is going.
 // What lies behind the last row may be asked for as well, that does no harm.

@@ -36,7 +36,6 @@ struct llama_self_extend_ops {
     //
 
     // s[r*lds + j] (+)= q[r*ldq + ...] * k_j[...], n values each, where k_j is at k + j*stride
-    // up to 3 values of s behind the last j of each row are written as well
     void (*dot_rows)(ggml_type type, const char * k, size_t stride, int64_t n_cells, int64_t n,
             const float * q, int64_t ldq, int64_t n_rows, float * s, int64_t lds, bool accumulate);
 
