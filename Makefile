@@ -15,7 +15,8 @@ export PIP_NO_INPUT := 1
 # With paths taken relative to the clone, the builds in build/ share ccache's results, where there is ccache.
 export CCACHE_BASEDIR ?= $(CURDIR)
 
-TOOLS  := cmake ninja 'scikit-build-core>=0.10.7'
+# setuptools for dependencies that come as source
+TOOLS  := cmake ninja 'scikit-build-core>=0.10.7' 'setuptools>=70.1'
 NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches native/src $(wildcard native/*/* native/*/*/*)
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
@@ -38,14 +39,14 @@ test-cpp: $(VENV)/.package ## run the C++ tests
 	$(VENV)/bin/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 # The kernel and ggml alone, with a cross compiler and under emulation.
-test-arm: $(VENV)/.package ## run the tests of the attention kernel on AArch64, emulated
+test-arm: $(VENV)/.tools ## run the tests of the attention kernel on AArch64, emulated
 	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
 	    { echo "make test-arm: install g++-aarch64-linux-gnu and qemu-user" >&2; exit 1; }
 	$(call test-kernel,arm,-D CMAKE_SYSTEM_NAME=Linux -D CMAKE_SYSTEM_PROCESSOR=aarch64 \
 	    -D CMAKE_C_COMPILER=aarch64-linux-gnu-gcc -D CMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 	    -D CMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu" -D GGML_NATIVE=OFF)
 
-test-sanitize: $(VENV)/.package ## run the tests of the attention kernel with the address and undefined-behaviour sanitizers
+test-sanitize: $(VENV)/.tools ## run the tests of the attention kernel with the address and undefined-behaviour sanitizers
 	$(call test-kernel,sanitize,-D GGML_OPENMP=OFF \
 	    -D CMAKE_CXX_FLAGS="-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
 	    -D CMAKE_EXE_LINKER_FLAGS="-fsanitize=address$(,)undefined")
@@ -99,17 +100,22 @@ clean: ## remove what was set up and built, but not the cached download
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 #
-# builds with other backends, beside the package's; their libraries are tested where they are built
+# builds with other options, beside the package's; what they make is tested where it is built
 #
+
+# $(call build,NAME,TARGET,CMAKE OPTIONS)
+define build
+	@echo "Building $(2) for $(1), a few minutes the first time: build/$(1)/build.log"
+	@mkdir -p build/$(1)
+	@{ $(VENV)/bin/cmake -S . -B build/$(1) -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
+	    -D Python_EXECUTABLE=$(CURDIR)/$(PY) -D PYSELFEXTEND_WERROR=ON $(3) && \
+	    $(VENV)/bin/cmake --build build/$(1) --target $(2); } > build/$(1)/build.log 2>&1 || \
+	    { grep -E -A 4 'CMake Error|error:' build/$(1)/build.log || tail -n 20 build/$(1)/build.log; exit 1; }
+endef
 
 # $(call test-device,BACKEND,CMAKE OPTIONS)
 define test-device
-	@echo "Building llama.cpp with $(1), a few minutes the first time: build/$(1)/build.log"
-	@mkdir -p build/$(1)
-	@{ $(VENV)/bin/cmake -S . -B build/$(1) -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
-	    -D Python_EXECUTABLE=$(CURDIR)/$(PY) -D PYSELFEXTEND_WERROR=ON $(2) $(CMAKE_ARGS) && \
-	    $(VENV)/bin/cmake --build build/$(1) --target llama; } > build/$(1)/build.log 2>&1 || \
-	    { grep -E -A 4 'CMake Error|error:' build/$(1)/build.log || tail -n 20 build/$(1)/build.log; exit 1; }
+	$(call build,$(1),llama,$(2) $(CMAKE_ARGS))
 	PYSELFEXTEND_LIB=build/$(1)/bin PYSELFEXTEND_DEVICE=$(1) $(PY) -m pytest tests/test_devices.py
 endef
 
@@ -117,12 +123,7 @@ endef
 
 # $(call test-kernel,NAME,CMAKE OPTIONS)
 define test-kernel
-	@echo "Building the kernel's tests: build/$(1)/build.log"
-	@mkdir -p build/$(1)
-	@{ $(VENV)/bin/cmake -S . -B build/$(1) -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
-	    -D Python_EXECUTABLE=$(CURDIR)/$(PY) -D PYSELFEXTEND_WERROR=ON -D PYSELFEXTEND_BUILD_TESTS=ON $(2) && \
-	    $(VENV)/bin/cmake --build build/$(1) --target test-kernel; } > build/$(1)/build.log 2>&1 || \
-	    { grep -E -A 4 'CMake Error|error:' build/$(1)/build.log || tail -n 20 build/$(1)/build.log; exit 1; }
+	$(call build,$(1),test-kernel,-D PYSELFEXTEND_BUILD_TESTS=ON $(2))
 	$(VENV)/bin/ctest --test-dir build/$(1) --output-on-failure --no-tests=error -R '^test-kernel$$'
 endef
 

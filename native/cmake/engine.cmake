@@ -40,6 +40,10 @@ endfunction()
 function(pyselfextend_add_kernel)
     pyselfextend_add_objects(llama-self-extend-kernel ${ARGN})
     target_compile_options(llama-self-extend-kernel PRIVATE $<TARGET_PROPERTY:ggml-cpu,COMPILE_OPTIONS>)
+    # A product and a sum become one instruction where the source says so, or the same row would differ with its place in a tile.
+    if(NOT MSVC)
+        target_compile_options(llama-self-extend-kernel PRIVATE -ffp-contract=off)
+    endif()
     # GCC 12 takes its own AVX-512 intrinsics for uses of uninitialized values (GCC bug 105593).
     target_compile_options(llama-self-extend-kernel PRIVATE
         $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)

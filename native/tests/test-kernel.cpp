@@ -151,9 +151,18 @@ static double run(const test_case & tc, const llama_self_extend_ops * ops, ggml_
     ggml_cgraph * gf = ggml_new_graph(ctx.get());
     ggml_build_forward_expand(gf, out);
 
-    ggml_backend_cpu_set_n_threads(backend, tc.n_threads);
-    if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
-        fprintf(stderr, "compute failed\n");
+    const auto compute = [&](int n_threads) {
+        ggml_backend_cpu_set_n_threads(backend, n_threads);
+
+        const bool ok = ggml_backend_graph_compute(backend, gf) == GGML_STATUS_SUCCESS;
+
+        const float * data = (const float *) out->data;
+        return ok ? values(data, data + ggml_nelements(out)) : values();
+    };
+
+    // the number of threads must not show in the result
+    if (compute(6) != compute(tc.n_threads)) {
+        fprintf(stderr, "compute failed, or differs with the number of threads\n");
         return INFINITY;
     }
 

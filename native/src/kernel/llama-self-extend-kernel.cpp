@@ -2,8 +2,6 @@
 
 #include "ops.h"
 
-#include "ggml-impl.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -15,7 +13,8 @@
 // The work is cut into tiles: the query heads of a KV head for some tokens, or, if there are only few rows (decode), all
 // heads. Where that makes too few, the cells of a tile are cut into pieces as well, and the thread that is the last to end a
 // piece of a tile puts the pieces together. Threads take the next piece when they have done one, as tiles differ in how many
-// cells they see and threads in how fast they are. How it is cut depends on the problem alone, not on the number of threads.
+// cells they see and threads in how fast they are. What a row is summed up from, and in which order, does not depend on the
+// number of threads: more threads get smaller tiles, never other pieces.
 //
 
 static constexpr int64_t N_ROWS_FEW      = 16;  // fewer rows than this have the form for few, see ops.h
@@ -24,20 +23,25 @@ static constexpr int64_t N_CELLS_READ    = 32;  // of one head after the other
 static constexpr int64_t N_CELLS_MANY    = 64;
 static constexpr int64_t N_CELLS_PIECE   = 256; // at least
 static constexpr int64_t N_ROWS_TILE     = 192; // at most
-static constexpr int64_t N_TILES_MIN     = 32;  // fewer than this are cut into pieces
-static constexpr int64_t N_PIECES_MAX    = 32;
+static constexpr int64_t N_PIECES        = 32;  // of all tiles; where tiles are fewer their cells are cut
 static constexpr int64_t N_BYTES_SCRATCH = 256*1024; // of a tile of rows, to fit into the second-level cache with its cells
 
 static constexpr float LOG2_E = 1.44269504f;
 
 enum { FAR, NEAR, N_PARTS };
 
-static int64_t pad(int64_t n, int64_t m) {
-    return (n + m - 1)/m*m;
-}
-
 static int64_t div_up(int64_t n, int64_t m) {
     return (n + m - 1)/m;
+}
+
+static int64_t pad(int64_t n, int64_t m) {
+    return div_up(n, m)*m;
+}
+
+static void scale(float * x, int64_t n, float a) {
+    for (int64_t i = 0; i < n; ++i) {
+        x[i] *= a;
+    }
 }
 
 //
@@ -94,7 +98,7 @@ struct attn_problem {
     }
 
     int64_t n_pieces_max() const {
-        return std::clamp<int64_t>(N_TILES_MIN/n_tiles(n_tokens_tile_max()), 1, N_PIECES_MAX);
+        return std::max<int64_t>(1, N_PIECES/n_tiles(n_tokens_tile_max()));
     }
 
     // of a row of a piece: the sum that is not divided yet, maximum, sum of the weights
@@ -272,25 +276,22 @@ template <typename F>
 static void for_dead(const attn_problem & pr, const llama_self_extend_range & range, int64_t token, int part, int64_t cell0, int64_t n_cells, const F & dead) {
     const span live = live_span(range, part).clip({ cell0, cell0 + n_cells });
 
-    if (live.size() == 0) {
-        for (int64_t j = 0; j < n_cells; ++j) {
-            dead(j);
-        }
-        return;
-    }
-    for (int64_t j = 0; j < live.begin - cell0; ++j) {
-        dead(j);
-    }
-    for (int64_t j = live.end - cell0; j < n_cells; ++j) {
+    const int64_t begin = live.size() > 0 ? live.begin - cell0 : n_cells;
+    const int64_t end   = live.size() > 0 ? live.end   - cell0 : n_cells;
+
+    for (int64_t j = 0; j < begin; ++j) {
         dead(j);
     }
     if (!(part == FAR ? range.far_dense : range.near_dense)) {
         const ggml_fp16_t * mask = pr.mask_row(token, part, cell0);
-        for (int64_t j = live.begin - cell0; j < live.end - cell0; ++j) {
+        for (int64_t j = begin; j < end; ++j) {
             if (mask[j] != 0) {
                 dead(j);
             }
         }
+    }
+    for (int64_t j = end; j < n_cells; ++j) {
+        dead(j);
     }
 }
 
@@ -331,7 +332,7 @@ static void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t 
 
         const float corr = ops.softmax_row(s, n_padded, w.m + r, w.l + r);
         if (corr != 1.0f) {
-            ops.scale_add(w.o + r*w.ldv, corr, w.o + r*w.ldv, 0.0f, w.ldv);
+            scale(w.o + r*w.ldv, w.ldv, corr);
         }
     }
 
@@ -356,6 +357,8 @@ static void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t 
 }
 
 static void begin_few(attn_work & w, const attn_tile & tile) {
+    const float q_scale = w.q_scale();
+
     w.begin(w.pr.n_head*tile.n_tokens);
 
     for (int part = 0; part < N_PARTS; ++part) {
@@ -363,8 +366,10 @@ static void begin_few(attn_work & w, const attn_tile & tile) {
             const float * src = w.q_src(part, r/tile.n_tokens, tile.token0 + r%tile.n_tokens);
             float *       dst = w.q[part] + r*w.ldk;
 
-            std::fill(dst, dst + w.ldk, 0.0f);
-            w.ops.scale_add(dst, 0.0f, src, w.q_scale(), w.pr.n_embd_k);
+            for (int64_t d = 0; d < w.pr.n_embd_k; ++d) {
+                dst[d] = src[d]*q_scale;
+            }
+            std::fill(dst + w.pr.n_embd_k, dst + w.ldk, 0.0f);
         }
     }
 }
@@ -391,6 +396,8 @@ static int64_t n_panels(const attn_work & w, const attn_tile & tile) {
 }
 
 static void begin_many(attn_work & w, const attn_tile & tile) {
+    const float q_scale = w.q_scale();
+
     w.begin(pad(tile.n_tokens*w.pr.n_gqa, w.ops.n_vec));
 
     for (int part = 0; part < N_PARTS; ++part) {
@@ -405,7 +412,7 @@ static void begin_many(attn_work & w, const attn_tile & tile) {
                 const float * src = w.q_src(part, tile.head_kv*w.pr.n_gqa + row%w.pr.n_gqa, tile.token0 + row/w.pr.n_gqa);
 
                 for (int64_t d = 0; d < w.pr.n_embd_k; ++d) {
-                    dst[d*p.n_pad + r] = src[d]*w.q_scale();
+                    dst[d*p.n_pad + r] = src[d]*q_scale;
                 }
             }
         }
@@ -483,7 +490,6 @@ struct attn_cells {
         }
 
         n_piece  = std::max(pad(div_up(n, pr.n_pieces_max()), N_CELLS_MANY), N_CELLS_PIECE);
-        n_piece  = pr.n_pieces_max() == 1 ? std::max<int64_t>(n, 1) : n_piece;
         n_pieces = std::max<int64_t>(1, div_up(n, n_piece));
     }
 };
@@ -562,9 +568,7 @@ static void store_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile
     }
 }
 
-static void join_pieces(ggml_tensor * dst, const attn_work & w, const attn_tile & tile, const attn_cells & cells) {
-    const auto & pr = w.pr;
-
+static void join_pieces(ggml_tensor * dst, const attn_problem & pr, const attn_tile & tile, const attn_cells & cells) {
     for (int64_t token = tile.token0; token < tile.token0 + tile.n_tokens; ++token) {
         for (int64_t head = tile.head_kv*pr.n_gqa; head < (tile.head_kv + tile.n_head_kv)*pr.n_gqa; ++head) {
             float m = -INFINITY;
@@ -577,14 +581,16 @@ static void join_pieces(ggml_tensor * dst, const attn_work & w, const attn_tile 
 
             float l = 0.0f;
             for (int64_t i = 0; i < cells.n_pieces && m > -INFINITY; ++i) {
-                const float * cur   = partial_at(dst, pr, i, token, head);
-                const float   scale = exp2f(cur[pr.n_embd_v] - m);
+                const float * cur    = partial_at(dst, pr, i, token, head);
+                const float   weight = exp2f(cur[pr.n_embd_v] - m);
 
-                l += scale*cur[pr.n_embd_v + 1];
-                w.ops.scale_add(out, 1.0f, cur, scale, pr.n_embd_v);
+                l += weight*cur[pr.n_embd_v + 1];
+                for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+                    out[d] += weight*cur[d];
+                }
             }
 
-            w.ops.scale_add(out, result_scale(m, l, pr.sink(head)), out, 0.0f, pr.n_embd_v);
+            scale(out, pr.n_embd_v, result_scale(m, l, pr.sink(head)));
         }
     }
 }
@@ -649,7 +655,7 @@ static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
             // acquire what the others have stored, release what this thread has
             if (n_arrived.fetch_add(1, std::memory_order_acq_rel) == cells.n_pieces - 1) {
                 n_arrived.store(0, std::memory_order_relaxed);
-                join_pieces(dst, w, tile, cells);
+                join_pieces(dst, pr, tile, cells);
             }
         }
     }

@@ -71,55 +71,48 @@ template <ggml_type T> inline simd::vec load_tail_as(const char * row, int64_t i
     return load_as<T>(tmp, 0);
 }
 
-bool reads(ggml_type type) {
+// call f with the type as a constant; false if this type is not read as it is
+template <typename F> inline bool with_type(ggml_type type, const F & f) {
     switch (type) {
-        case GGML_TYPE_F32:
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-        case GGML_TYPE_Q8_0:
-        case GGML_TYPE_Q4_0: return true;
+        case GGML_TYPE_F32:  f.template operator()<GGML_TYPE_F32 >(); return true;
+        case GGML_TYPE_F16:  f.template operator()<GGML_TYPE_F16 >(); return true;
+        case GGML_TYPE_BF16: f.template operator()<GGML_TYPE_BF16>(); return true;
+        case GGML_TYPE_Q8_0: f.template operator()<GGML_TYPE_Q8_0>(); return true;
+        case GGML_TYPE_Q4_0: f.template operator()<GGML_TYPE_Q4_0>(); return true;
         default:             return false;
     }
 }
 
-// call f with the type as a constant
-template <typename F> inline void with_type(ggml_type type, const F & f) {
-    switch (type) {
-        case GGML_TYPE_F32:  f.template operator()<GGML_TYPE_F32 >(); break;
-        case GGML_TYPE_F16:  f.template operator()<GGML_TYPE_F16 >(); break;
-        case GGML_TYPE_BF16: f.template operator()<GGML_TYPE_BF16>(); break;
-        case GGML_TYPE_Q8_0: f.template operator()<GGML_TYPE_Q8_0>(); break;
-        case GGML_TYPE_Q4_0: f.template operator()<GGML_TYPE_Q4_0>(); break;
-        default: break;
-    }
-}
+struct no_call {
+    template <ggml_type T> void operator()() const {}
+};
 
-template <ggml_type T> void unpack_as(const char * src, float * dst, int64_t n) {
-    int64_t i = 0;
-    for (; i + NV <= n; i += NV) {
-        simd::store(dst + i, load_as<T>(src, i));
-    }
-    if constexpr (!is_quantized<T>()) {
-        if (i < n) {
-            float tmp[NV];
-            simd::store(tmp, load_tail_as<T>(src, i, n - i));
-            memcpy(dst + i, tmp, (n - i)*sizeof(float));
-        }
-    }
+bool reads(ggml_type type) {
+    return with_type(type, no_call {});
 }
 
 struct unpack_call {
-    const void * src;
+    const char * src;
     float *      dst;
     int64_t      n;
 
-    template <ggml_type T> void operator()() const { unpack_as<T>((const char *) src, dst, n); }
+    template <ggml_type T> void operator()() const {
+        int64_t i = 0;
+        for (; i + NV <= n; i += NV) {
+            simd::store(dst + i, load_as<T>(src, i));
+        }
+        if constexpr (!is_quantized<T>()) {
+            if (i < n) {
+                float tmp[NV];
+                simd::store(tmp, load_tail_as<T>(src, i, n - i));
+                memcpy(dst + i, tmp, (n - i)*sizeof(float));
+            }
+        }
+    }
 };
 
-void unpack(ggml_type type, const void * src, float * dst, int64_t n) {
-    if (reads(type)) {
-        with_type(type, unpack_call { src, dst, n });
-    } else {
+void unpack(ggml_type type, const char * src, float * dst, int64_t n) {
+    if (!with_type(type, unpack_call { src, dst, n })) {
         ggml_get_type_traits(type)->to_float(src, dst, n);
     }
 }
@@ -143,6 +136,16 @@ template <ggml_type T> inline void prefetch(const char * row, int64_t n) {
     (void) row;
     (void) n;
 #endif
+}
+
+// the rows from r on, as many at a time as fit into registers
+template <ggml_type T, int R = N_ROWS_REG, typename C> inline void blocks_of_rows(const C & call, int64_t r) {
+    for (; r + R <= call.n_rows; r += R) {
+        call.template rows<T, R>(r);
+    }
+    if constexpr (R > 1) {
+        blocks_of_rows<T, R - 1>(call, r);
+    }
 }
 
 // 4 cells, d bytes apart, with R rows. TAIL: n is not a multiple of NV
@@ -189,23 +192,7 @@ struct dot_call {
     int64_t       lds;
     bool          accumulate;
 
-    template <ggml_type T> void operator()() const {
-        int64_t r = 0;
-        for (; r + N_ROWS_REG <= n_rows; r += N_ROWS_REG) {
-            rows<T, N_ROWS_REG>(r);
-        }
-        rest<T, N_ROWS_REG - 1>(r);
-    }
-
-    template <ggml_type T, int R> void rest(int64_t r) const {
-        if constexpr (R > 0) {
-            if (n_rows - r == R) {
-                rows<T, R>(r);
-            } else {
-                rest<T, R - 1>(r);
-            }
-        }
-    }
+    template <ggml_type T> void operator()() const { blocks_of_rows<T>(*this, 0); }
 
     template <ggml_type T, int R> void rows(int64_t r) const {
         if constexpr (!is_quantized<T>()) {
@@ -263,23 +250,7 @@ struct add_call {
     float *       o;
     int64_t       ldo;
 
-    template <ggml_type T> void operator()() const {
-        int64_t r = 0;
-        for (; r + N_ROWS_REG <= n_rows; r += N_ROWS_REG) {
-            rows<T, N_ROWS_REG>(r);
-        }
-        rest<T, N_ROWS_REG - 1>(r);
-    }
-
-    template <ggml_type T, int R> void rest(int64_t r) const {
-        if constexpr (R > 0) {
-            if (n_rows - r == R) {
-                rows<T, R>(r);
-            } else {
-                rest<T, R - 1>(r);
-            }
-        }
-    }
+    template <ggml_type T> void operator()() const { blocks_of_rows<T>(*this, 0); }
 
     template <ggml_type T, int R> void rows(int64_t r) const {
         int64_t i = 0;
@@ -537,15 +508,9 @@ void softcap(float * x, int64_t n, float cap) {
     }
 }
 
-void scale_add(float * x, float a, const float * y, float b, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        x[i] = a*x[i] + b*y[i];
-    }
-}
-
 constexpr llama_self_extend_ops make_ops(const char * name) {
     return {
-        name, NV, N_PANEL, reads, unpack, dot_rows, add_rows, softmax_row, gemm, softmax_panel, softcap, scale_add
+        name, NV, N_PANEL, reads, unpack, dot_rows, add_rows, softmax_row, gemm, softmax_panel, softcap
     };
 }
 

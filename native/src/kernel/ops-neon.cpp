@@ -1,6 +1,6 @@
 #include "ops.h"
 
-#if defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__aarch64__)
 
 #include "simd-neon.h"
 

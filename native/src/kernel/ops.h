@@ -29,7 +29,7 @@ struct llama_self_extend_ops {
     bool (*reads)(ggml_type type);
 
     // dst[n], F32
-    void (*unpack)(ggml_type type, const void * src, float * dst, int64_t n);
+    void (*unpack)(ggml_type type, const char * src, float * dst, int64_t n);
 
     //
     // few rows
@@ -64,9 +64,6 @@ struct llama_self_extend_ops {
 
     // x = cap*tanh(x)
     void (*softcap)(float * x, int64_t n, float cap);
-
-    // x = a*x + b*y
-    void (*scale_add)(float * x, float a, const float * y, float b, int64_t n);
 };
 
 // what this machine can run, best first; nullptr after the last

@@ -3,7 +3,6 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstring>
 
 namespace {
 
@@ -42,7 +41,7 @@ struct simd {
 
         return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(y));
     }
-    static float f16_to_f32(uint16_t x) { return _cvtsh_ss(x); }
+    static float f16_to_f32(uint16_t x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x))); }
 
     static vec round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 

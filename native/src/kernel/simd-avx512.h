@@ -41,7 +41,7 @@ struct simd {
 
         return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(y));
     }
-    static float f16_to_f32(uint16_t x) { return _cvtsh_ss(x); }
+    static float f16_to_f32(uint16_t x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x))); }
 
     static vec round(vec a)             { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static vec scale_exp2(vec a, vec n) { return _mm512_scalef_ps(a, n); } // a*2^n, n whole

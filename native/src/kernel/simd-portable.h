@@ -2,6 +2,7 @@
 
 #include "ggml.h"
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -15,6 +16,14 @@ struct simd {
     struct vec {
         float x[NV];
     };
+
+    static float fma(float a, float b, float c) {
+#if defined(FP_FAST_FMAF)
+        return fmaf(a, b, c);
+#else
+        return a*b + c;
+#endif
+    }
 
     template <typename F> static inline vec map(const F & f) {
         vec res;
@@ -32,7 +41,7 @@ struct simd {
     static vec  mul(vec a, vec b)        { return map([&](int i) { return a.x[i]*b.x[i];                    }); }
     static vec  div(vec a, vec b)        { return map([&](int i) { return a.x[i]/b.x[i];                    }); }
     static vec  max(vec a, vec b)        { return map([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; }); }
-    static vec  fma(vec a, vec b, vec c) { return map([&](int i) { return a.x[i]*b.x[i] + c.x[i];           }); }
+    static vec  fma(vec a, vec b, vec c) { return map([&](int i) { return fma(a.x[i], b.x[i], c.x[i]);      }); }
     static vec  copy_sign(vec a, vec s)  { return map([&](int i) { return s.x[i] < 0.0f ? -a.x[i] : a.x[i]; }); }
     static void store(float * p, vec a)  { memcpy(p, a.x, sizeof(a.x)); }
 
