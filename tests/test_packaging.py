@@ -112,7 +112,7 @@ def test_python_files(names: list[str]) -> None:
 def test_nothing_of_upstream_but_the_libraries(wheel: Path, names: list[str]) -> None:
     assert {name.split("/")[0] for name in names} == {"pyselfextend", wheel.name.split("-py3")[0] + ".dist-info"}
     ours = {name for name in names if name.startswith("pyselfextend/native/")}
-    scripts = {f"cmake/{script}.cmake" for script in ("apply", "fetch", "libraries", "options")}
+    scripts = {f"cmake/{script}.cmake" for script in ("apply", "compiler", "fetch", "libraries", "options")}
     files = {"LLAMA_CPP_PIN", "build-options.json", "stock/CMakeLists.txt"} | scripts
     assert {name.removeprefix("pyselfextend/native/") for name in ours} == files
     others = set(names) - ours

@@ -121,7 +121,23 @@ def test_record_of_our_build() -> None:
         command = [options[f"CMAKE_{language}_COMPILER"], "-dumpfullversion", "-dumpversion"]
         version = subprocess.check_output(command, text=True).strip()
         assert record["compilers"][language].split()[1] == version
-    assert record["cpu_flags"] == "-march=native"
+    assert record["cpu_flags"].split()[0] == "-march=native"
+
+
+def test_amx_is_off_where_the_compiler_gets_it_wrong(tmp_path: Path) -> None:
+    """GCC bug 114098: what is stored in a tile configuration gets lost before it is loaded."""
+    record = stock.build_options()
+    source = tmp_path / "tile.cpp"
+    source.write_text(
+        "#include <immintrin.h>\n"
+        "void load() { alignas(64) unsigned char c[64] = {1}; c[48] = 119; _tile_loadconfig(c); }\n"
+    )
+    command = [record["options"]["CMAKE_CXX_COMPILER"], "-O3", "-mamx-tile", "-S", "-o", "-", source]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip("the compiler has no AMX")
+    lost = "119" not in made.stdout
+    assert ("-mno-amx-int8" in record["cpu_flags"].split()) == lost
 
 
 # -- where it is kept
