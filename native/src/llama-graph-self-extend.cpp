@@ -37,6 +37,11 @@ static bool can_read_rows(ggml_context * ctx, ggml_tensor * view, ggml_tensor * 
 // frames
 //
 
+// of a single token
+static ggml_tensor * frame(ggml_context * ctx, ggml_tensor * cur, int64_t i) {
+    return ggml_view_3d(ctx, cur, cur->ne[0], cur->ne[1], 1, cur->nb[1], cur->nb[2], i*cur->nb[2]);
+}
+
 void llm_graph_input_self_extend::build_frames(
         const llm_graph_context & gctx, ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * k_rot, int il) {
     auto * ctx0 = gctx.ctx0;
@@ -45,10 +50,10 @@ void llm_graph_input_self_extend::build_frames(
 
     const bool none = llama_self_extend_rope_none(q_cur) && llama_self_extend_rope_none(k_cur);
 
-    ggml_tensor * q_far = none ? q_cur : llama_self_extend_rope_at(ctx0, q_cur, pos_q);
-    ggml_tensor * k_far = none ? k_cur : llama_self_extend_rope_at(ctx0, k_cur, pos_k);
+    ggml_tensor * q_all = none ? q_cur : llama_self_extend_rope_at(ctx0, q_cur, pos_q, n_frames);
+    ggml_tensor * k_all = none ? k_cur : llama_self_extend_rope_at(ctx0, k_cur, pos_k, n_frames);
 
-    if (!q_far || !k_far) {
+    if (!q_all || !k_all) {
         llama_self_extend_refuse("architecture '%s' is not supported yet: layer %d does not attend with the result of RoPE",
                 llm_arch_name(gctx.arch), il);
     }
@@ -57,9 +62,13 @@ void llm_graph_input_self_extend::build_frames(
         mctx->get_kv()->set_rope(il, k_cur);
     }
 
-    ggml_tensor * k_near = k_cur;
+    const bool one_node = !none && n_frames > 1;
 
-    q_near = q_cur;
+    q_near = one_node ? frame(ctx0, q_all, 0) : q_cur;
+    k_near = one_node ? frame(ctx0, k_all, 0) : k_cur;
+
+    ggml_tensor * q_far = one_node ? frame(ctx0, q_all, 1) : q_all;
+    ggml_tensor * k_far = one_node ? frame(ctx0, k_all, 1) : k_all;
 
     if (k_rot) {
         q_near = llama_mul_mat_hadamard(ctx0, q_near, k_rot);
@@ -70,7 +79,7 @@ void llm_graph_input_self_extend::build_frames(
     gctx.cb(k_far, "k_far", il);
 
     ggml_build_forward_expand(gctx.gf, q_near);
-    ggml_build_forward_expand(gctx.gf, mctx->get_near()->cpy_k(ctx0, k_near, k_idxs, il));
+    ggml_build_forward_expand(gctx.gf, k_near);
 
     q_cur = q_far;
     k_cur = k_far;
@@ -92,10 +101,18 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
         llama_self_extend_refuse("architecture '%s' is not supported: it adds a bias to its attention scores", llm_arch_name(gctx.arch));
     }
 
-    ggml_build_forward_expand(gctx.gf, mctx->get_near()->cpy_v(gctx.ctx0, v_cur, v_idxs, il));
+    const auto * near = mctx->get_near();
 
-    ggml_tensor * cur = mctx->get_kv()->is_fused(il) ?
-        build_attn_fused   (gctx, q, sinks, kq_scale, il) :
+    const bool fused  = mctx->get_kv()->is_fused(il);
+    const bool stores = fused && llama_self_extend_attn_can_store(q, near->get_k(gctx.ctx0, il), k_near, v_cur);
+
+    if (!stores) {
+        ggml_build_forward_expand(gctx.gf, near->cpy_k(gctx.ctx0, k_near, k_idxs, il));
+        ggml_build_forward_expand(gctx.gf, near->cpy_v(gctx.ctx0, v_cur,  v_idxs, il));
+    }
+
+    ggml_tensor * cur = fused ?
+        build_attn_fused   (gctx, q, stores ? k_near : nullptr, stores ? v_cur : nullptr, sinks, kq_scale, il) :
         build_attn_composed(gctx, q, sinks, kq_scale, il);
 
     ggml_build_forward_expand(gctx.gf, cur);
@@ -104,7 +121,13 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
 }
 
 ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
-        const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il) {
+        const llm_graph_context & gctx,
+        ggml_tensor * q,
+        ggml_tensor * k_new,
+        ggml_tensor * v_new,
+        ggml_tensor * sinks,
+              float   kq_scale,
+                int   il) {
     auto * ctx0 = gctx.ctx0;
 
     const auto * far  = mctx->get_far ();
@@ -119,7 +142,7 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
     ggml_tensor * cur = llama_self_extend_attn_build(ctx0,
             q,      far ->get_k(ctx0, il), far ->get_v(ctx0, il),
             q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
-            mask, sinks, &params);
+            mask, k_new, v_new, sinks, &params);
 
     gctx.cb(cur, "kqv_self_extend", il);
 
@@ -233,7 +256,7 @@ static int64_t n_stream_of(const llama_ubatch & ubatch, const llama_cparams & cp
 }
 
 llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context & gctx, const llama_self_extend_mctx * mctx) :
-    hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx),
+    hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx), n_frames(gctx.ubatch.n_tokens == 1 ? 2 : 1),
     n_far(mctx->get_far()->get_n_kv()), n_near(mctx->get_near()->get_n_kv()) {
     auto * ctx0 = gctx.ctx0;
 
@@ -249,8 +272,15 @@ llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context
 
     const int64_t n_pos = hparams.n_pos_per_embd();
 
-    pos_q = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens*n_pos), "self_extend_pos_q");
-    pos_k = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens*n_pos), "self_extend_pos_k");
+    pos_q = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens*n_frames*n_pos), "self_extend_pos_q");
+    pos_k = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens*n_frames*n_pos), "self_extend_pos_k");
+
+    // where all of the model's RoPE nodes are replaced its positions are not a part of the graph, but llama.cpp sets them
+    for (const auto & inp : gctx.res->inputs) {
+        if (const auto * inp_pos = dynamic_cast<const llm_graph_input_pos *>(inp.get())) {
+            ggml_build_forward_expand(gctx.gf, inp_pos->pos);
+        }
+    }
 
     k_idxs = mctx->get_near()->build_input_k_idxs(ctx0, ubatch);
     v_idxs = mctx->get_near()->build_input_v_idxs(ctx0, ubatch);
@@ -307,13 +337,18 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
     const auto * kv  = mctx->get_kv();
     const auto & map = kv->get_map();
 
-    mctx->get_near()->set_input_k_idxs(k_idxs, ubatch);
-    mctx->get_near()->set_input_v_idxs(v_idxs, ubatch);
+    // left unallocated when the kernel stores the new cells
+    if (k_idxs->buffer) {
+        mctx->get_near()->set_input_k_idxs(k_idxs, ubatch);
+        mctx->get_near()->set_input_v_idxs(v_idxs, ubatch);
+    }
+
+    const auto & slot_near = mctx->get_slot_near();
 
     GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
 
-    std::vector<int32_t> frame_q(ubatch->n_tokens);
-    std::vector<int32_t> frame_k(ubatch->n_tokens);
+    std::vector<int32_t> frames_q;
+    std::vector<int32_t> frames_k;
 
     constexpr llama_pos pos_none_lo = std::numeric_limits<llama_pos>::min();
     constexpr llama_pos pos_none_hi = std::numeric_limits<llama_pos>::max();
@@ -326,8 +361,12 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
         const llama_pos    pos    = ubatch->pos[i];
         const llama_seq_id seq_id = ubatch->seq_id[i][0];
 
-        frame_q[i] = map.pos_q(pos);
-        frame_k[i] = map.pos_k(pos);
+        if (n_frames > 1) {
+            frames_q.push_back(pos);
+            frames_k.push_back(pos);
+        }
+        frames_q.push_back(map.pos_q(pos));
+        frames_k.push_back(map.pos_k(pos));
 
         if (seq_id != cells_seq) {
             get_cell_pos(cells_far,  *kv->get_far (), seq_id, n_far,  pos_none_hi);
@@ -343,11 +382,13 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
         const mask_range far  = set_mask_row(row,         cells_far,  -1,        pos_split);
         const mask_range near = set_mask_row(row + n_far, cells_near, pos_split, cparams.causal_attn ? pos : pos_none_hi);
 
-        ranges[i] = { far.begin, far.end, near.begin, near.end, far.dense, near.dense };
+        const int32_t near_new = slot_near.idxs[i/slot_near.size()][i%slot_near.size()];
+
+        ranges[i] = { far.begin, far.end, near.begin, near.end, far.dense, near.dense, near_new };
     }
 
-    llama_self_extend_rope_set_pos(pos_q, frame_q.data(), ubatch->n_tokens);
-    llama_self_extend_rope_set_pos(pos_k, frame_k.data(), ubatch->n_tokens);
+    llama_self_extend_rope_set_pos(pos_q, frames_q.data(), frames_q.size());
+    llama_self_extend_rope_set_pos(pos_k, frames_k.data(), frames_k.size());
 }
 
 bool llm_graph_input_self_extend::can_reuse(const llm_graph_params & params) {

@@ -25,13 +25,13 @@ public:
 
     bool can_reuse(const llm_graph_params & params) override;
 
-    // Keep the near queries, store the near keys, and put the far ones in their place.
+    // Keep the near queries and keys, and put the far ones in their place.
     // q_cur [n_embd_head, n_head, n_tokens], k_cur [n_embd_head, n_head_kv, n_tokens]: as the model made them
     // k_rot: the Hadamard matrix of a quantized cache, or nullptr
     void build_frames(const llm_graph_context & gctx, ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * k_rot, int il);
 
     // Build the attention over both parts, after build_frames() of the same layer.
-    // q: the far queries, v_cur: the values of the batch, still to be stored in the near part
+    // q: the far queries, v_cur: the values of the batch, to be stored in the near part with its keys
     // returns [n_embd_head_v*n_head, n_tokens]
     ggml_tensor * build_attn(
             const llm_graph_context & gctx,
@@ -43,7 +43,16 @@ public:
                     int   il);
 
 private:
-    ggml_tensor * build_attn_fused   (const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il);
+    // k_new, v_new: what the kernel stores in the near part, nullptr if it has been stored
+    ggml_tensor * build_attn_fused(
+            const llm_graph_context & gctx,
+            ggml_tensor * q,
+            ggml_tensor * k_new,
+            ggml_tensor * v_new,
+            ggml_tensor * sinks,
+                  float   kq_scale,
+                    int   il);
+
     ggml_tensor * build_attn_composed(const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il);
 
     const llama_hparams hparams;
@@ -51,8 +60,11 @@ private:
 
     const llama_self_extend_mctx * mctx;
 
-    ggml_tensor * pos_q  = nullptr; // I32 [n_batch], or [n_batch*4] with M-RoPE
-    ggml_tensor * pos_k  = nullptr; // I32 [n_batch], or [n_batch*4] with M-RoPE
+    // A single token gets its near and its far frame from one RoPE node, of two positions: nodes are what its time is spent on.
+    const int64_t n_frames;
+
+    ggml_tensor * pos_q  = nullptr; // I32 [n_batch*n_frames], or 4 times as many with M-RoPE
+    ggml_tensor * pos_k  = nullptr; // I32 [n_batch*n_frames], or 4 times as many with M-RoPE
     ggml_tensor * k_idxs = nullptr; // I64 [n_batch]
     ggml_tensor * v_idxs = nullptr; // I64 [n_batch] or [n_batch*n_embd_v_gqa]
     ggml_tensor * mask   = nullptr; // F16 [n_far + n_near, n_batch/n_stream, 1, n_stream]
@@ -61,6 +73,7 @@ private:
     const uint32_t n_near;
 
     ggml_tensor * q_near = nullptr; // of the layer that is being built
+    ggml_tensor * k_near = nullptr;
 
     // where the fused kernel has to look, for each token of the batch. the nodes of the graph point into these
     std::vector<llama_self_extend_range>                         ranges;

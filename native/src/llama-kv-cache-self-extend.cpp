@@ -495,18 +495,22 @@ const llama_kv_cache_context * llama_self_extend_mctx::get_near() const {
     return static_cast<const llama_kv_cache_context *>(ctx_near.get());
 }
 
+const llama_kv_cache::slot_info & llama_self_extend_mctx::get_slot_near() const {
+    return slot_near;
+}
+
 llama_self_extend_mctx::llama_self_extend_mctx(llama_kv_cache_self_extend * kv, llama_memory_context_ptr ctx_near) :
     kv(kv), ctx_near(std::move(ctx_near)) {}
 
 bool llama_self_extend_mctx::apply_near(const llama_ubatch & ubatch) {
-    auto sinfo = kv->find_near(ubatch);
-    if (sinfo.empty()) {
+    slot_near = kv->find_near(ubatch);
+    if (slot_near.empty()) {
         LLAMA_LOG_ERROR("%s: the near part has no room for a ubatch of %u tokens: more sequences than n_seq_max?\n", __func__, ubatch.n_tokens);
         return false;
     }
 
     ctx_near = std::make_unique<llama_kv_cache_context>(
-            kv->get_near(), llama_kv_cache::slot_info_vec_t { std::move(sinfo) }, std::vector<llama_ubatch> { ubatch });
+            kv->get_near(), llama_kv_cache::slot_info_vec_t { slot_near }, std::vector<llama_ubatch> { ubatch });
 
     return ctx_near->apply();
 }

@@ -169,6 +169,9 @@ public:
     virtual const llama_kv_cache_context * get_far () const = 0;
             const llama_kv_cache_context * get_near() const;
 
+    // the cells of the current ubatch in the near part
+    const llama_kv_cache::slot_info & get_slot_near() const;
+
 protected:
     // near: for a full-cache context
     llama_self_extend_mctx(llama_kv_cache_self_extend * kv, llama_memory_context_ptr ctx_near = nullptr);
@@ -180,5 +183,6 @@ protected:
 private:
     llama_kv_cache_self_extend * const kv;
 
-    llama_memory_context_ptr ctx_near; // of the current ubatch
+    llama_memory_context_ptr  ctx_near; // of the current ubatch
+    llama_kv_cache::slot_info slot_near;
 };

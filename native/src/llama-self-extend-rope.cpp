@@ -8,9 +8,9 @@
 #include <iterator>
 #include <vector>
 
-// a node like cur on other sources
+// a node like cur on another source, of its shape
 static ggml_tensor * dup_node(ggml_context * ctx, const ggml_tensor * cur, ggml_tensor * src0) {
-    ggml_tensor * res = ggml_dup_tensor(ctx, cur);
+    ggml_tensor * res = ggml_dup_tensor(ctx, src0);
 
     res->op = cur->op;
     std::copy(std::begin(cur->op_params), std::end(cur->op_params), res->op_params);
@@ -21,7 +21,7 @@ static ggml_tensor * dup_node(ggml_context * ctx, const ggml_tensor * cur, ggml_
     return res;
 }
 
-ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) {
+ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_frames) {
     if (cur->view_src) {
         return nullptr; // computed in place: the input is gone
     }
@@ -29,7 +29,18 @@ ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, g
     switch (cur->op) {
         case GGML_OP_ROPE:
             {
-                ggml_tensor * res = dup_node(ctx, cur, cur->src[0]);
+                ggml_tensor * src0 = cur->src[0];
+
+                if (n_frames > 1) {
+                    GGML_ASSERT(src0->ne[2] == 1);
+                    src0 = ggml_view_3d(ctx, src0, src0->ne[0], src0->ne[1], 1, src0->nb[1], src0->nb[2], 0);
+
+                    // the one token again and again
+                    src0->ne[2] = n_frames;
+                    src0->nb[2] = 0;
+                }
+
+                ggml_tensor * res = dup_node(ctx, cur, src0);
                 res->src[1] = pos;
                 return res;
             }
@@ -39,7 +50,7 @@ ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, g
         case GGML_OP_NORM:
         case GGML_OP_RMS_NORM:
             {
-                ggml_tensor * src0 = llama_self_extend_rope_at(ctx, cur->src[0], pos);
+                ggml_tensor * src0 = llama_self_extend_rope_at(ctx, cur->src[0], pos, n_frames);
                 return src0 ? dup_node(ctx, cur, src0) : nullptr;
             }
         default:

@@ -21,7 +21,8 @@ struct llama_self_extend_rope {
 // The same tensor as cur with other positions in its RoPE, nullptr if that cannot be done.
 // RoPE is applied once to the projection, with the model's own parameters, whatever those are. Rotating a rotated key
 // once more would round twice, and be wrong where a norm with weights follows RoPE.
-ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos);
+// n_frames: cur of a single token at so many positions, [n_embd_head, n_head, n_frames]; 1 for cur of any number of tokens
+ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_frames);
 
 // Is cur made of a projection without RoPE? false if it cannot be told.
 bool llama_self_extend_rope_none(const ggml_tensor * cur);

@@ -1,6 +1,6 @@
 // the fused kernel against ggml's own attention, flash and not, and against what the machine can do in plain loops
 //
-// bench-kernel [n_threads [n_reps [name]]]     name: only shapes whose name contains it
+// bench-kernel [n_threads [n_reps [name]]]     n_threads: all cores if not given, name: only shapes whose name contains it
 
 #include "llama-self-extend-kernel.h"
 
@@ -217,7 +217,7 @@ static problem make(const shape & sh, method m, int64_t n_layer) {
         ggml_tensor * cur;
 
         if (ours) {
-            cur = llama_self_extend_attn_build(ctx, q, k, v, q, new_k(n_near), new_v(n_near), mask, nullptr, pr.params.get());
+            cur = llama_self_extend_attn_build(ctx, q, k, v, q, new_k(n_near), new_v(n_near), mask, nullptr, nullptr, nullptr, pr.params.get());
         } else if (m == FLASH) {
             cur = ggml_flash_attn_ext(ctx, permute(ctx, q), permute(ctx, k), permute(ctx, v), mask, scale, 0.0f, 0.0f);
             ggml_prec_set_acc(cur, GGML_PREC_F32);
@@ -233,7 +233,7 @@ static problem make(const shape & sh, method m, int64_t n_layer) {
 }
 
 int main(int argc, char ** argv) {
-    const int         n_threads = argc > 1 ? atoi(argv[1]) : 2;
+    const int         n_threads = argc > 1 ? atoi(argv[1]) : std::max(1u, std::thread::hardware_concurrency());
     const int         n_reps    = argc > 2 ? atoi(argv[2]) : 7;
     const std::string only      = argc > 3 ? argv[3] : "";
 

@@ -2,8 +2,11 @@
 
 #include "ops.h"
 
+#include "ggml-cpu.h"
+
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 //
@@ -16,29 +19,34 @@
 // cells they see and threads in how fast they are. What a row is summed up from, and in which order, does not depend on the
 // number of threads: more threads get smaller tiles, never other pieces.
 //
+// If there are only few rows, whoever takes a piece first stores the new cells that lie in it. A store of its own would be
+// one more node at which all threads have to meet, and one token's attention takes hardly longer than that.
+//
 
-static constexpr int64_t N_ROWS_FEW      = 16;  // fewer rows than this have the form for few, see ops.h
-static constexpr int64_t N_CELLS_FEW     = 128; // worked on together
-static constexpr int64_t N_CELLS_READ    = 32;  // of one head after the other
-static constexpr int64_t N_CELLS_MANY    = 64;
-static constexpr int64_t N_CELLS_PIECE   = 256; // at least
-static constexpr int64_t N_ROWS_TILE     = 192; // at most
-static constexpr int64_t N_PIECES        = 32;  // of all tiles; where tiles are fewer their cells are cut
-static constexpr int64_t N_BYTES_SCRATCH = 256*1024; // of a tile of rows, to fit into the second-level cache with its cells
+namespace {
 
-static constexpr float LOG2_E = 1.44269504f;
+constexpr int64_t N_ROWS_FEW      = 16;  // fewer rows than this have the form for few, see ops.h
+constexpr int64_t N_CELLS_FEW     = 128; // worked on together
+constexpr int64_t N_CELLS_READ    = 32;  // of one head after the other
+constexpr int64_t N_CELLS_MANY    = 64;
+constexpr int64_t N_CELLS_PIECE   = 256; // at least
+constexpr int64_t N_ROWS_TILE     = 192; // at most
+constexpr int64_t N_PIECES        = 32;  // of all tiles; where tiles are fewer their cells are cut
+constexpr int64_t N_BYTES_SCRATCH = 256*1024; // of a tile of rows, to fit into the second-level cache with its cells
+
+constexpr float LOG2_E = 1.44269504f;
 
 enum { FAR, NEAR, N_PARTS };
 
-static int64_t div_up(int64_t n, int64_t m) {
+int64_t div_up(int64_t n, int64_t m) {
     return (n + m - 1)/m;
 }
 
-static int64_t pad(int64_t n, int64_t m) {
+int64_t pad(int64_t n, int64_t m) {
     return div_up(n, m)*m;
 }
 
-static void scale(float * x, int64_t n, float a) {
+void scale(float * x, int64_t n, float a) {
     for (int64_t i = 0; i < n; ++i) {
         x[i] *= a;
     }
@@ -53,6 +61,8 @@ struct attn_problem {
     const ggml_tensor * k[N_PARTS];
     const ggml_tensor * v[N_PARTS];
     const ggml_tensor * mask;
+    const ggml_tensor * k_new; // nullptr: stored already
+    const ggml_tensor * v_new;
     const ggml_tensor * sinks;
 
     int64_t n_embd_k;
@@ -68,7 +78,7 @@ struct attn_problem {
     bool few;
 
     explicit attn_problem(ggml_tensor * const * src) :
-        q { src[0], src[3] }, k { src[1], src[4] }, v { src[2], src[5] }, mask(src[6]), sinks(src[7]),
+        q { src[0], src[3] }, k { src[1], src[4] }, v { src[2], src[5] }, mask(src[6]), k_new(src[7]), v_new(src[8]), sinks(src[9]),
         n_embd_k (q[FAR]->ne[0]),
         n_embd_v (0),
         n_head   (q[FAR]->ne[1]),
@@ -78,8 +88,12 @@ struct attn_problem {
         n_gqa    (n_head/n_head_kv),
         n_tps    (n_tokens/n_stream),
         v_trans  (v[FAR]->nb[1] > v[FAR]->nb[2]),
-        few      (n_tps*n_gqa < N_ROWS_FEW) {
+        few      (is_few(n_head, n_head_kv, n_tps)) {
         n_embd_v = v[FAR]->ne[v_trans ? 2 : 0];
+    }
+
+    static bool is_few(int64_t n_head, int64_t n_head_kv, int64_t n_tps) {
+        return n_tps*(n_head/n_head_kv) < N_ROWS_FEW;
     }
 
     // tokens of a tile, at most
@@ -143,12 +157,12 @@ struct span {
     }
 };
 
-static span live_span(const llama_self_extend_range & range, int part) {
+span live_span(const llama_self_extend_range & range, int part) {
     return part == FAR ? span { range.far_begin, range.far_end } : span { range.near_begin, range.near_end };
 }
 
 // the cells that any token of the tile sees
-static span live_span(const llama_self_extend_attn_params & params, const attn_tile & tile, int part) {
+span live_span(const llama_self_extend_attn_params & params, const attn_tile & tile, int part) {
     span res = { INT64_MAX, 0 };
     for (int64_t t = tile.token0; t < tile.token0 + tile.n_tokens; ++t) {
         const span cur = live_span(params.ranges[t], part);
@@ -201,9 +215,8 @@ struct attn_work {
 
         float * p = buf.data();
         const auto take = [&](int64_t n) {
-            p = (float *) pad((int64_t) p, 64);
-            float * res = p;
-            p += n;
+            float * res = (float *) ((uintptr_t(p) + 63)/64*64);
+            p = res + n;
             return res;
         };
 
@@ -267,13 +280,13 @@ private:
         for (int64_t j = 0; j < n; ++j) {
             ops.unpack(t->type, src + j*t->nb[2], dst + j*ld, n_embd);
         }
-        return { GGML_TYPE_F32, (const char *) dst, ld*sizeof(float) };
+        return { GGML_TYPE_F32, (const char *) dst, size_t(ld)*sizeof(float) };
     }
 };
 
 // call dead(j) for the cells that a token does not see, of n_cells after cell0
 template <typename F>
-static void for_dead(const attn_problem & pr, const llama_self_extend_range & range, int64_t token, int part, int64_t cell0, int64_t n_cells, const F & dead) {
+void for_dead(const attn_problem & pr, const llama_self_extend_range & range, int64_t token, int part, int64_t cell0, int64_t n_cells, const F & dead) {
     const span live = live_span(range, part).clip({ cell0, cell0 + n_cells });
 
     const int64_t begin = live.size() > 0 ? live.begin - cell0 : n_cells;
@@ -299,7 +312,7 @@ static void for_dead(const attn_problem & pr, const llama_self_extend_range & ra
 // few rows: row (head, token) of the tile at (head*n_tokens + token)
 //
 
-static void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
+void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
     const auto & pr  = w.pr;
     const auto & ops = w.ops;
 
@@ -356,7 +369,7 @@ static void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t 
     }
 }
 
-static void begin_few(attn_work & w, const attn_tile & tile) {
+void begin_few(attn_work & w, const attn_tile & tile) {
     const float q_scale = w.q_scale();
 
     w.begin(w.pr.n_head*tile.n_tokens);
@@ -384,18 +397,18 @@ struct panel {
     int64_t n_pad;  // whole vectors
 };
 
-static panel panel_at(const attn_work & w, const attn_tile & tile, int64_t i) {
+panel panel_at(const attn_work & w, const attn_tile & tile, int64_t i) {
     const int64_t row0   = i*w.ops.n_panel;
     const int64_t n_rows = std::min(w.ops.n_panel, tile.n_tokens*w.pr.n_gqa - row0);
 
     return { row0, n_rows, pad(n_rows, w.ops.n_vec) };
 }
 
-static int64_t n_panels(const attn_work & w, const attn_tile & tile) {
+int64_t n_panels(const attn_work & w, const attn_tile & tile) {
     return div_up(tile.n_tokens*w.pr.n_gqa, w.ops.n_panel);
 }
 
-static void begin_many(attn_work & w, const attn_tile & tile) {
+void begin_many(attn_work & w, const attn_tile & tile) {
     const float q_scale = w.q_scale();
 
     w.begin(pad(tile.n_tokens*w.pr.n_gqa, w.ops.n_vec));
@@ -419,7 +432,7 @@ static void begin_many(attn_work & w, const attn_tile & tile) {
     }
 }
 
-static void attend_many(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
+void attend_many(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
     const auto & pr  = w.pr;
     const auto & ops = w.ops;
 
@@ -494,7 +507,65 @@ struct attn_cells {
     }
 };
 
-static void attend_piece(attn_work & w, const attn_tile & tile, const attn_cells & cells, int64_t i) {
+// store the new cells of the near part that lie in a span: as ggml_set_rows() does, rounded by the same functions
+void store_new(const attn_work & w, const attn_tile & tile, span cells) {
+    const auto & pr = w.pr;
+
+    const ggml_tensor * k = pr.k[NEAR];
+    const ggml_tensor * v = pr.v[NEAR];
+
+    const auto k_from_float = ggml_get_type_traits_cpu(k->type)->from_float;
+    const auto v_from_float = ggml_get_type_traits_cpu(v->type)->from_float;
+
+    for (int64_t t = tile.token0; t < tile.token0 + tile.n_tokens; ++t) {
+        const int64_t cell = w.params.ranges[t].near_new;
+
+        if (cell < cells.begin || cell >= cells.end) {
+            continue;
+        }
+
+        for (int64_t h = 0; h < pr.n_head_kv; ++h) {
+            const auto * k_src = (const float *) ((const char *) pr.k_new->data + h*pr.k_new->nb[1] + t*pr.k_new->nb[2]);
+            const auto * v_src = (const float *) ((const char *) pr.v_new->data + h*pr.v_new->nb[1] + t*pr.v_new->nb[2]);
+
+            char * k_dst = (char *) k->data + h*k->nb[1] + cell*k->nb[2]                  + tile.stream*k->nb[3];
+            char * v_dst = (char *) v->data + h*v->nb[1] + cell*v->nb[pr.v_trans ? 0 : 2] + tile.stream*v->nb[3];
+
+            k_from_float(k_src, k_dst, pr.n_embd_k);
+
+            if (!pr.v_trans) {
+                v_from_float(v_src, v_dst, pr.n_embd_v);
+                continue;
+            }
+
+            v_from_float(v_src, w.v, pr.n_embd_v);
+            for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+                memcpy(v_dst + d*v->nb[2], (const char *) w.v + d*v->nb[0], v->nb[0]);
+            }
+        }
+    }
+}
+
+void attend(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
+    w.pr.few ? attend_few(w, tile, part, cell0, n_cells) : attend_many(w, tile, part, cell0, n_cells);
+}
+
+// the same for a tile of one token, without the cells that it does not see
+void attend_live(attn_work & w, const attn_tile & tile, int part, int64_t cell0, int64_t n_cells) {
+    int64_t begin = 0;
+
+    const auto end_run = [&](int64_t end) {
+        if (end > begin) {
+            attend(w, tile, part, cell0 + begin, end - begin);
+        }
+        begin = end + 1;
+    };
+
+    for_dead(w.pr, w.params.ranges[tile.token0], tile.token0, part, cell0, n_cells, end_run);
+    end_run(n_cells);
+}
+
+void attend_piece(attn_work & w, const attn_tile & tile, const attn_cells & cells, int64_t i, bool live_only) {
     const auto & pr = w.pr;
 
     pr.few ? begin_few(w, tile) : begin_many(w, tile);
@@ -506,11 +577,15 @@ static void attend_piece(attn_work & w, const attn_tile & tile, const attn_cells
         const span    cur  = span { piece.begin + live.begin, piece.end + live.begin }.clip(live);
         const int64_t step = pr.few ? N_CELLS_FEW : N_CELLS_MANY;
 
+        if (part == NEAR && pr.k_new) {
+            store_new(w, tile, cur);
+        }
+
         // cut where cells are cut whatever the tile, so that the sums of a row do not depend on its tile
         for (int64_t j = cur.begin; j < cur.end; ) {
             const int64_t end = std::min(cur.end, (j/step + 1)*step);
 
-            pr.few ? attend_few(w, tile, part, j, end - j) : attend_many(w, tile, part, j, end - j);
+            live_only ? attend_live(w, tile, part, j, end - j) : attend(w, tile, part, j, end - j);
             j = end;
         }
 
@@ -519,7 +594,7 @@ static void attend_piece(attn_work & w, const attn_tile & tile, const attn_cells
 }
 
 // divide by the sum, in which a sink takes part
-static float result_scale(float m, float l, float sink) {
+float result_scale(float m, float l, float sink) {
     if (sink > -INFINITY) {
         const float m_new = std::max(m, sink);
 
@@ -530,15 +605,20 @@ static float result_scale(float m, float l, float sink) {
     return l > 0.0f ? 1.0f/l : 0.0f;
 }
 
-static float * result_at(ggml_tensor * dst, const attn_problem & pr, int64_t token, int64_t head) {
+float * result_at(ggml_tensor * dst, const attn_problem & pr, int64_t token, int64_t head) {
     return (float *) dst->data + (token*pr.n_head + head)*pr.n_embd_v;
 }
 
-static float * partial_at(ggml_tensor * dst, const attn_problem & pr, int64_t piece, int64_t token, int64_t head) {
+float * partial_at(ggml_tensor * dst, const attn_problem & pr, int64_t piece, int64_t token, int64_t head) {
     return (float *) dst->data + pr.n_result() + ((piece*pr.n_tokens + token)*pr.n_head + head)*pr.n_partial();
 }
 
-static void store_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile, const attn_cells & cells, int64_t piece) {
+// where a row of a piece goes
+float * stored_at(ggml_tensor * dst, const attn_problem & pr, const attn_cells & cells, int64_t piece, int64_t token, int64_t head) {
+    return cells.n_pieces == 1 ? result_at(dst, pr, token, head) : partial_at(dst, pr, piece, token, head);
+}
+
+void store_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile, const attn_cells & cells, int64_t piece) {
     const auto & pr = w.pr;
 
     for (int64_t r = 0; r < tile.n_tokens*tile.n_head_kv*pr.n_gqa; ++r) {
@@ -555,8 +635,8 @@ static void store_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile
             step = p.n_pad;
         }
 
-        float * out   = cells.n_pieces == 1 ? result_at(dst, pr, token, head) : partial_at(dst, pr, piece, token, head);
-        float   scale = cells.n_pieces == 1 ? result_scale(w.m[r], w.l[r], pr.sink(head)) : 1.0f;
+        float *     out   = stored_at(dst, pr, cells, piece, token, head);
+        const float scale = cells.n_pieces == 1 ? result_scale(w.m[r], w.l[r], pr.sink(head)) : 1.0f;
 
         for (int64_t d = 0; d < pr.n_embd_v; ++d) {
             out[d] = o[d*step]*scale;
@@ -568,7 +648,35 @@ static void store_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile
     }
 }
 
-static void join_pieces(ggml_tensor * dst, const attn_problem & pr, const attn_tile & tile, const attn_cells & cells) {
+bool has_nan(ggml_tensor * dst, const attn_problem & pr, const attn_tile & tile, const attn_cells & cells, int64_t piece, int64_t token) {
+    bool res = false;
+    for (int64_t head = tile.head_kv*pr.n_gqa; head < (tile.head_kv + tile.n_head_kv)*pr.n_gqa; ++head) {
+        const float * x = stored_at(dst, pr, cells, piece, token, head);
+
+        for (int64_t d = 0; d < pr.n_embd_v; ++d) {
+            res |= std::isnan(x[d]);
+        }
+    }
+    return res;
+}
+
+void compute_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile, const attn_cells & cells, int64_t piece) {
+    attend_piece(w, tile, cells, piece, false);
+    store_piece (dst, w, tile, cells, piece);
+
+    // A V that overflowed is infinite, and the weight 0 of a token that does not see it makes NaN of it. No token may be
+    // spoiled by what it does not see: a later one, another sequence, or what was there before.
+    for (int64_t token = tile.token0; token < tile.token0 + tile.n_tokens; ++token) {
+        if (has_nan(dst, w.pr, tile, cells, piece, token)) {
+            const attn_tile alone = { tile.head_kv, tile.n_head_kv, tile.stream, token, 1 };
+
+            attend_piece(w, alone, cells, piece, true);
+            store_piece (dst, w, alone, cells, piece);
+        }
+    }
+}
+
+void join_pieces(ggml_tensor * dst, const attn_problem & pr, const attn_tile & tile, const attn_cells & cells) {
     for (int64_t token = tile.token0; token < tile.token0 + tile.n_tokens; ++token) {
         for (int64_t head = tile.head_kv*pr.n_gqa; head < (tile.head_kv + tile.n_head_kv)*pr.n_gqa; ++head) {
             float m = -INFINITY;
@@ -580,9 +688,10 @@ static void join_pieces(ggml_tensor * dst, const attn_problem & pr, const attn_t
             std::fill_n(out, pr.n_embd_v, 0.0f);
 
             float l = 0.0f;
-            for (int64_t i = 0; i < cells.n_pieces && m > -INFINITY; ++i) {
+            for (int64_t i = 0; i < cells.n_pieces; ++i) {
                 const float * cur    = partial_at(dst, pr, i, token, head);
-                const float   weight = exp2f(cur[pr.n_embd_v] - m);
+                const float   m_cur  = cur[pr.n_embd_v];
+                const float   weight = m_cur == m ? 1.0f : exp2f(m_cur - m); // both may be -INFINITY
 
                 l += weight*cur[pr.n_embd_v + 1];
                 for (int64_t d = 0; d < pr.n_embd_v; ++d) {
@@ -600,7 +709,7 @@ static void join_pieces(ggml_tensor * dst, const attn_problem & pr, const attn_t
 //
 
 // dst: the result [n_embd_v, n_head, n_tokens], then the partial results [n_partial, n_head, n_tokens, n_pieces]
-static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
+void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
     GGML_UNUSED(ith);
 
     const attn_problem pr(dst->src);
@@ -646,8 +755,7 @@ static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
             continue;
         }
 
-        attend_piece(w, tile, cells, i_piece);
-        store_piece (dst, w, tile, cells, i_piece);
+        compute_piece(dst, w, tile, cells, i_piece);
 
         if (cells.n_pieces > 1) {
             auto & n_arrived = params.n_arrived[i_tile];
@@ -667,6 +775,12 @@ static void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
+} // namespace
+
+bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * k_new, const ggml_tensor * v_new) {
+    return attn_problem::is_few(q->ne[1], k->ne[1], q->ne[2]/k->ne[3]) && k_new->type == GGML_TYPE_F32 && v_new->type == GGML_TYPE_F32;
+}
+
 ggml_tensor * llama_self_extend_attn_build(
         ggml_context * ctx,
         ggml_tensor  * q_far,
@@ -676,19 +790,33 @@ ggml_tensor * llama_self_extend_attn_build(
         ggml_tensor  * k_near,
         ggml_tensor  * v_near,
         ggml_tensor  * mask,
+        ggml_tensor  * k_new,
+        ggml_tensor  * v_new,
         ggml_tensor  * sinks,
         llama_self_extend_attn_params * params) {
-    GGML_ASSERT(q_far->type == GGML_TYPE_F32 && q_near->type == GGML_TYPE_F32);
-    GGML_ASSERT(mask->type == GGML_TYPE_F16);
-    GGML_ASSERT(mask->ne[0] == k_far->ne[2] + k_near->ne[2]);
+    ggml_tensor * args[] = { q_far, k_far, v_far, q_near, k_near, v_near, mask, k_new, v_new, sinks };
 
-    ggml_tensor * args[] = { q_far, k_far, v_far, q_near, k_near, v_near, mask, sinks };
+    static_assert(std::size(args) <= GGML_MAX_SRC, "too many sources for a node");
 
     const attn_problem pr(args);
 
-    GGML_ASSERT(pr.n_head   % pr.n_head_kv == 0);
-    GGML_ASSERT(pr.n_tokens % pr.n_stream  == 0);
-    GGML_ASSERT(!pr.v_trans || !ggml_is_quantized(v_far->type));
+    for (int part = 0; part < N_PARTS; ++part) {
+        const ggml_tensor * q = pr.q[part];
+        const ggml_tensor * k = pr.k[part];
+        const ggml_tensor * v = pr.v[part];
+
+        GGML_ASSERT(q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && ggml_are_same_shape(q, q_far));
+        GGML_ASSERT(k->nb[0] == ggml_type_size(k->type) && k->ne[0] == pr.n_embd_k && k->ne[1] == pr.n_head_kv && k->ne[3] == pr.n_stream);
+        GGML_ASSERT(v->nb[0] == ggml_type_size(v->type) && v->ne[1] == pr.n_head_kv && v->ne[3] == pr.n_stream);
+        GGML_ASSERT((v->nb[1] > v->nb[2]) == pr.v_trans && v->ne[pr.v_trans ? 2 : 0] == pr.n_embd_v && v->ne[pr.v_trans ? 0 : 2] == k->ne[2]);
+        GGML_ASSERT(!pr.v_trans || !ggml_is_quantized(v->type));
+    }
+    GGML_ASSERT(pr.n_head % pr.n_head_kv == 0 && pr.n_tokens % pr.n_stream == 0);
+    GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->ne[0] == k_far->ne[2] + k_near->ne[2] && mask->ne[1] == pr.n_tps && mask->ne[3] == pr.n_stream);
+    GGML_ASSERT(!sinks || (sinks->type == GGML_TYPE_F32 && sinks->ne[0] == pr.n_head));
+    GGML_ASSERT(!k_new == !v_new && (!k_new || llama_self_extend_attn_can_store(q_near, k_near, k_new, v_new)));
+    GGML_ASSERT(!k_new || (k_new->nb[0] == sizeof(float) && k_new->ne[0] == pr.n_embd_k && k_new->ne[1] == pr.n_head_kv && k_new->ne[2] == pr.n_tokens));
+    GGML_ASSERT(!v_new || (v_new->nb[0] == sizeof(float) && v_new->ne[0] == pr.n_embd_v && v_new->ne[1] == pr.n_head_kv && v_new->ne[2] == pr.n_tokens));
 
     const int64_t n_pieces = pr.n_pieces_max();
 
@@ -698,7 +826,10 @@ ggml_tensor * llama_self_extend_attn_build(
 
     ggml_tensor * node = ggml_custom_4d(ctx, GGML_TYPE_F32,
             pr.n_result() + (n_pieces > 1 ? pr.n_partial()*pr.n_head*pr.n_tokens*n_pieces : 0), 1, 1, 1,
-            args, std::size(args), compute_attn, GGML_N_TASKS_MAX, params);
+            nullptr, 0, compute_attn, GGML_N_TASKS_MAX, params);
+
+    // ggml_custom_4d() takes one source less than a node can have
+    std::copy(std::begin(args), std::end(args), node->src);
 
     return ggml_view_3d(ctx, node, pr.n_embd_v, pr.n_head, pr.n_tokens,
             pr.n_embd_v*sizeof(float), pr.n_embd_v*pr.n_head*sizeof(float), 0);

@@ -20,6 +20,8 @@ struct llama_self_extend_range {
     // all cells within are seen: the mask need not be read
     bool far_dense;
     bool near_dense;
+
+    int32_t near_new; // the cell of the token itself
 };
 
 struct llama_self_extend_ops;
@@ -45,6 +47,8 @@ struct llama_self_extend_attn_params {
 // k_far, k_near      [n_embd_head_k, n_head_kv, n_kv, n_stream]
 // v_far, v_near      [n_embd_head_v, n_head_kv, n_kv, n_stream], or transposed [n_kv, n_head_kv, n_embd_head_v, n_stream]
 // mask           F16 [n_kv_far + n_kv_near, n_tokens/n_stream, 1, n_stream], 0 or -INFINITY
+// k_new          F32 [n_embd_head_k, n_head_kv, n_tokens], stored into k_near before it is read: each token in the cell that
+// v_new          F32 [n_embd_head_v, n_head_kv, n_tokens]  its range names and that it sees. nullptr if they are there already
 // sinks          F32 [n_head] or nullptr
 //
 // returns        F32 [n_embd_head_v, n_head, n_tokens], a view of the node
@@ -57,5 +61,10 @@ ggml_tensor * llama_self_extend_attn_build(
         ggml_tensor  * k_near,
         ggml_tensor  * v_near,
         ggml_tensor  * mask,
+        ggml_tensor  * k_new,
+        ggml_tensor  * v_new,
         ggml_tensor  * sinks,
         llama_self_extend_attn_params * params);
+
+// Can k_new and v_new be given? For few tokens, where two nodes less are worth it.
+bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * k_new, const ggml_tensor * v_new);

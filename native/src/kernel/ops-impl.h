@@ -316,9 +316,10 @@ void add_rows(ggml_type type, const char * v, size_t stride, int64_t n_cells, in
 // softmax
 //
 
-// 2^x for x <= 0, exactly 0 for -INFINITY. relative error below 2e-7
+// 2^x for x <= 0, exactly 0 for -INFINITY. relative error below 2e-7; NaN stays NaN, here and below: max() gives the second
+// operand where one of them is NaN
 inline simd::vec exp2_vec(simd::vec x) {
-    x = simd::max(x, simd::set1(-200.0f));
+    x = simd::max(simd::set1(-200.0f), x);
 
     const simd::vec n = simd::round(x);
     const simd::vec r = simd::sub(x, n);
@@ -345,7 +346,7 @@ float softmax_row(float * s, int64_t n_cells, float * m, float * l) {
 
     simd::vec mv = simd::set1(m_old);
     for (int64_t j = 0; j < n_cells; j += NV) {
-        mv = simd::max(mv, simd::load(s + j));
+        mv = simd::max(simd::load(s + j), mv);
     }
 
     const float     m_new = simd::reduce_max(mv);
@@ -378,7 +379,7 @@ void softmax_panel_n(float * s, int64_t n_cells, float * m, float * l, float * o
     }
     for (int64_t j = 0; j < n_cells; ++j) {
         for (int b = 0; b < N; ++b) {
-            m_new[b] = simd::max(m_new[b], simd::load(s + (j*N + b)*NV));
+            m_new[b] = simd::max(simd::load(s + (j*N + b)*NV), m_new[b]);
         }
     }
 

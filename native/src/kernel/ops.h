@@ -22,7 +22,7 @@
 struct llama_self_extend_ops {
     const char * name;
 
-    int64_t n_vec;   // floats of a vector; rows of Q, O and unpacked K and V are padded to a multiple of it, with zeros
+    int64_t n_vec;   // floats of a vector; rows of Q and O are padded to a multiple of it, with zeros
     int64_t n_panel; // rows of a panel, at most; a multiple of n_vec
 
     // can dot_rows() and add_rows() read this type? others have to be unpacked

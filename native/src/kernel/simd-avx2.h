@@ -45,11 +45,11 @@ struct simd {
 
     static vec round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
-    // a*2^n, n whole; 0 if that is below the smallest normal number
+    // a*2^n, n whole; 0 if 2^n is not a normal number
     static vec scale_exp2(vec a, vec n) {
         const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
 
-        return _mm256_and_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(e)), _mm256_cmp_ps(n, _mm256_set1_ps(-126.5f), _CMP_GT_OQ));
+        return _mm256_and_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(e)), _mm256_cmp_ps(n, _mm256_set1_ps(-126.5f), _CMP_NLE_UQ));
     }
 
     static float reduce_max(vec a) {

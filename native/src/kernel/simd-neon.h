@@ -22,7 +22,7 @@ struct simd {
     static vec  sub(vec a, vec b)        { return vsubq_f32(a, b);       }
     static vec  mul(vec a, vec b)        { return vmulq_f32(a, b);       }
     static vec  div(vec a, vec b)        { return vdivq_f32(a, b);       }
-    static vec  max(vec a, vec b)        { return vmaxq_f32(a, b);       }
+    static vec  max(vec a, vec b)        { return vmaxq_f32(a, b);       } // NaN if either is
     static vec  fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b);    } // a*b + c
     static vec  copy_sign(vec a, vec s)  { return vbslq_f32(vdupq_n_u32(0x80000000), s, a); }
 
@@ -53,10 +53,10 @@ struct simd {
 
     static vec round(vec a) { return vrndnq_f32(a); }
 
-    // a*2^n, n whole; 0 if that is below the smallest normal number
+    // a*2^n, n whole; 0 if 2^n is not a normal number
     static vec scale_exp2(vec a, vec n) {
         const int32x4_t  e    = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
-        const uint32x4_t keep = vcgtq_f32(n, vdupq_n_f32(-126.5f));
+        const uint32x4_t keep = vmvnq_u32(vcleq_f32(n, vdupq_n_f32(-126.5f)));
 
         return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(vmulq_f32(a, vreinterpretq_f32_s32(e))), keep));
     }

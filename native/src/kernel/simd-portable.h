@@ -75,13 +75,14 @@ struct simd {
     // |x| < 2^22: adding 1.5*2^23 rounds to an integer
     static vec round(vec a) { return map([&](int i) { return (a.x[i] + 12582912.0f) - 12582912.0f; }); }
 
-    // a*2^n, n whole; 0 if that is below the smallest normal number
+    // a*2^n, n whole; 0 if 2^n is not a normal number
     static vec scale_exp2(vec a, vec n) {
         return map([&](int i) {
-            const int32_t bits = (int32_t(n.x[i]) + 127)*(1 << 23);
+            const float   e    = n.x[i] > -127.0f ? n.x[i] : -127.0f; // NaN has no integer
+            const int32_t bits = (int32_t(e) + 127)*(1 << 23);
             float scale;
             memcpy(&scale, &bits, sizeof(scale));
-            return n.x[i] > -126.5f ? a.x[i]*scale : 0.0f;
+            return n.x[i] <= -126.5f ? 0.0f : a.x[i]*scale;
         });
     }
 
