@@ -75,6 +75,7 @@ class Library:
         self._last_error = _function(cdll, "last_error", ctypes.c_char_p)
         self._get_info = _function(cdll, "get_info", ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(Info))
         self._build_info = _function(cdll, "build_info", ctypes.c_char_p)
+        self._kernel_isa = _function(cdll, "kernel_isa", ctypes.c_char_p)
 
     def set_next(self, ga_n: int, ga_w: int | None = None, attn: str = "auto") -> bool:
         """Set what the calling thread's next llama_init_from_model() creates. False: ``last_error`` says why not."""
@@ -107,6 +108,10 @@ class Library:
         patches_sha256.
         """
         return dict(json.loads(self._build_info()))
+
+    def kernel_isa(self) -> str:
+        """The instructions that fused attention uses on this processor: avx512, avx2, neon or portable."""
+        return str(self._kernel_isa().decode("ascii"))
 
 
 def _function(cdll: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Any:

@@ -144,6 +144,9 @@ class Diagnosis:
 
     features: Features | None
 
+    kernel_isa: str | None
+    """The instructions that the fused kernel uses on this processor: avx512, avx2, neon or portable."""
+
     attention: str
     """Which layers will compute their attention in the fused kernel."""
 
@@ -208,6 +211,7 @@ def examine(model: str | os.PathLike[str] | None = None) -> Diagnosis:
         backends=tuple(found.get("backends", ())),
         devices=devices,
         features=features,
+        kernel_isa=found.get("kernel_isa"),
         attention=_attention(devices) if library is not None else "unknown: the library cannot be used",
         default_model=_default_model(),
         extras=requirements.extras(),

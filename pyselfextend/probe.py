@@ -30,6 +30,7 @@ def main(model_path: str | None = None) -> None:
         say(error=str(error))
         return
     say(library={"path": str(library.path), **library.build_info()})
+    say(kernel_isa=library.kernel_isa())
 
     import llama_cpp
 

@@ -93,6 +93,19 @@ def test_devices_and_features() -> None:
     assert found.attention == "fused in all layers: the only device is the CPU"
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux has /proc/cpuinfo")
+def test_kernel_isa() -> None:
+    """The best of what the system says of the processor, whatever the library was compiled for."""
+    flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")))
+    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+        expected = "avx512"
+    elif {"avx2", "fma", "f16c"} <= flags:
+        expected = "avx2"
+    else:
+        expected = "neon" if "asimd" in flags else "portable"
+    assert examine().kernel_isa == expected
+
+
 CPUINFO = "processor\t: 0\nflags\t\t: fpu sse2 pni ssse3 avx f16c fma avx2 bmi2 avx512f\n"
 
 

@@ -77,6 +77,9 @@ extern "C" {
     // patches are the names of the series in order, separated by spaces; patches_sha256 is a hash of names and contents.
     LLAMA_API const char * llama_self_extend_build_info(void);
 
+    // The instructions that fused attention uses on this processor: "avx512", "avx2", "neon", or "portable" for none in particular.
+    LLAMA_API const char * llama_self_extend_kernel_isa(void);
+
     //
     // positions: pure arithmetic, the same in pyselfextend.positions
     //

@@ -2,6 +2,7 @@
 
 #include "llama-kv-cache-self-extend.h"
 #include "llama-self-extend-build.h"
+#include "ops.h"
 
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -230,6 +231,10 @@ const char * llama_self_extend_build_info(void) {
         "\"patches\": \""          LLAMA_SELF_EXTEND_PATCHES          "\", "
         "\"patches_sha256\": \""   LLAMA_SELF_EXTEND_PATCHES_SHA256   "\""
         "}";
+}
+
+const char * llama_self_extend_kernel_isa(void) {
+    return llama_self_extend_ops_list()[0]->name;
 }
 
 int64_t llama_self_extend_pos_q(int64_t pos, uint32_t ga_n, uint32_t ga_w) {

