@@ -21,11 +21,11 @@ NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches nati
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 
-.PHONY: help setup demo test test-cpp test-arm test-sanitize test-vulkan test-gpu bench-kernel results check format wheel clean .cuda
+.PHONY: help setup demo test test-cpp test-arm test-sanitize test-vulkan test-gpu bench-kernel count-kernel results check format wheel clean .cuda
 .DELETE_ON_ERROR:
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.package $(VENV)/.model ## build the package into .venv, with its tools and the demo's model
 
@@ -50,6 +50,12 @@ test-sanitize: $(VENV)/.tools ## run the tests of the attention kernel with the 
 	$(call test-kernel,sanitize,-D GGML_OPENMP=OFF \
 	    -D CMAKE_CXX_FLAGS="-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
 	    -D CMAKE_EXE_LINKER_FLAGS="-fsanitize=address$(,)undefined")
+
+# Callgrind repeats to the instruction what clocks on a busy machine do not.
+count-kernel: $(VENV)/.tools ## count the instructions of the attention kernel and of ggml's own, with AVX2
+	@command -v valgrind > /dev/null || { echo "make count-kernel: install valgrind" >&2; exit 1; }
+	$(call build,count,bench-kernel,-D PYSELFEXTEND_BUILD_TESTS=ON -D GGML_NATIVE=OFF)
+	native/tools/count-instructions.sh build/count/bench-kernel
 
 bench-kernel: $(VENV)/.package ## time the attention kernel against ggml's own, and against the peak of this machine
 	$(BUILD)/bench-kernel

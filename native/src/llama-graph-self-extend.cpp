@@ -64,6 +64,9 @@ void llm_graph_input_self_extend::build_frames(
 
     const bool one_node = !none && n_frames > 1;
 
+    stores = mctx->get_kv()->is_fused(il) && mctx->get_kv()->get_map().ga_w > 0 &&
+        llama_self_extend_attn_can_store(q_cur, mctx->get_near()->get_k(ctx0, il));
+
     q_near = one_node ? frame(ctx0, q_all, 0) : q_cur;
     k_near = one_node ? frame(ctx0, k_all, 0) : k_cur;
 
@@ -79,7 +82,7 @@ void llm_graph_input_self_extend::build_frames(
     gctx.cb(k_far, "k_far", il);
 
     ggml_build_forward_expand(gctx.gf, q_near);
-    ggml_build_forward_expand(gctx.gf, k_near);
+    ggml_build_forward_expand(gctx.gf, stores ? k_near : mctx->get_near()->cpy_k(ctx0, k_near, k_idxs, il));
 
     q_cur = q_far;
     k_cur = k_far;
@@ -101,17 +104,11 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
         llama_self_extend_refuse("architecture '%s' is not supported: it adds a bias to its attention scores", llm_arch_name(gctx.arch));
     }
 
-    const auto * near = mctx->get_near();
-
-    const bool fused  = mctx->get_kv()->is_fused(il);
-    const bool stores = fused && llama_self_extend_attn_can_store(q, near->get_k(gctx.ctx0, il), k_near, v_cur);
-
     if (!stores) {
-        ggml_build_forward_expand(gctx.gf, near->cpy_k(gctx.ctx0, k_near, k_idxs, il));
-        ggml_build_forward_expand(gctx.gf, near->cpy_v(gctx.ctx0, v_cur,  v_idxs, il));
+        ggml_build_forward_expand(gctx.gf, mctx->get_near()->cpy_v(gctx.ctx0, v_cur, v_idxs, il));
     }
 
-    ggml_tensor * cur = fused ?
+    ggml_tensor * cur = mctx->get_kv()->is_fused(il) ?
         build_attn_fused   (gctx, q, stores ? k_near : nullptr, stores ? v_cur : nullptr, sinks, kq_scale, il) :
         build_attn_composed(gctx, q, sinks, kq_scale, il);
 
@@ -255,8 +252,13 @@ static int64_t n_stream_of(const llama_ubatch & ubatch, const llama_cparams & cp
     return cparams.kv_unified ? 1 : ubatch.n_seqs_unq;
 }
 
+// With more backends the scheduler may have to copy what RoPE reads, and cannot copy a token that is there twice.
+static int64_t n_frames_of(const llm_graph_context & gctx) {
+    return gctx.ubatch.n_tokens == 1 && ggml_backend_sched_get_n_backends(gctx.sched) == 1 ? 2 : 1;
+}
+
 llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context & gctx, const llama_self_extend_mctx * mctx) :
-    hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx), n_frames(gctx.ubatch.n_tokens == 1 ? 2 : 1),
+    hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx), n_frames(n_frames_of(gctx)),
     n_far(mctx->get_far()->get_n_kv()), n_near(mctx->get_near()->get_n_kv()) {
     auto * ctx0 = gctx.ctx0;
 

@@ -60,7 +60,8 @@ private:
 
     const llama_self_extend_mctx * mctx;
 
-    // A single token gets its near and its far frame from one RoPE node, of two positions: nodes are what its time is spent on.
+    // On the CPU a single token gets its near and its far frame from one RoPE node, of two positions: nodes are what its time
+    // is spent on.
     const int64_t n_frames;
 
     ggml_tensor * pos_q  = nullptr; // I32 [n_batch*n_frames], or 4 times as many with M-RoPE
@@ -74,6 +75,7 @@ private:
 
     ggml_tensor * q_near = nullptr; // of the layer that is being built
     ggml_tensor * k_near = nullptr;
+    bool          stores = false; // does the kernel store its near keys and values?
 
     // where the fused kernel has to look, for each token of the batch. the nodes of the graph point into these
     std::vector<llama_self_extend_range>                         ranges;

@@ -1,6 +1,9 @@
 // the fused kernel against ggml's own attention, flash and not, and against what the machine can do in plain loops
 //
-// bench-kernel [n_threads [n_reps [name]]]     n_threads: all cores if not given, name: only shapes whose name contains it
+// bench-kernel [n_threads [n_reps [shape]]]
+//
+// n_threads  all cores if not given
+// shape      only those whose line begins with this: "SmolLM2-135M f16 4096 1"
 
 #include "llama-self-extend-kernel.h"
 
@@ -14,6 +17,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -30,6 +34,10 @@ struct shape {
     int64_t      depth;
     int64_t      n_tokens;
     ggml_type    type;
+
+    std::string label() const {
+        return std::string(name) + " " + ggml_type_name(type) + " " + std::to_string(depth) + " " + std::to_string(n_tokens);
+    }
 };
 
 static double seconds(const std::function<void()> & f) {
@@ -119,17 +127,20 @@ static double peak_read(int n_threads) {
 static ggml_tensor * tensor(ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2) {
     ggml_tensor * res = ggml_new_tensor_3d(ctx, type, ne0, ne1, ne2);
 
+    constexpr int64_t n_distinct = 201;
+
     std::vector<float> row(ne0);
     for (int64_t i = 0; i < ggml_nrows(res); ++i) {
+        char * dst = (char *) res->data + i*res->nb[1];
+
+        if (i >= n_distinct) {
+            memcpy(dst, dst - n_distinct*res->nb[1], res->nb[1]);
+            continue;
+        }
         for (int64_t j = 0; j < ne0; ++j) {
-            row[j] = float((i*131 + j*31)%201 - 100)*0.01f;
+            row[j] = float((i*131 + j*31)%n_distinct - 100)*0.01f;
         }
-        void * dst = (char *) res->data + i*res->nb[1];
-        if (type == GGML_TYPE_F32) {
-            std::copy(row.begin(), row.end(), (float *) dst);
-        } else {
-            ggml_quantize_chunk(type, row.data(), dst, 0, 1, ne0, nullptr);
-        }
+        ggml_get_type_traits_cpu(type)->from_float(row.data(), dst, ne0);
     }
     return res;
 }
@@ -238,7 +249,7 @@ int main(int argc, char ** argv) {
     const std::string only      = argc > 3 ? argv[3] : "";
 
     if (n_threads < 1 || n_reps < 1) {
-        fprintf(stderr, "usage: bench-kernel [n_threads [n_reps [name]]], got %s %s\n", argv[1], argc > 2 ? argv[2] : "");
+        fprintf(stderr, "usage: bench-kernel [n_threads [n_reps [shape]]], got %s %s\n", argv[1], argc > 2 ? argv[2] : "");
         return 2;
     }
 
@@ -263,7 +274,7 @@ int main(int argc, char ** argv) {
     ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
 
     for (const auto & sh : shapes) {
-        if (std::string(sh.name).find(only) == std::string::npos) {
+        if (sh.label().compare(0, only.size(), only) != 0) {
             continue;
         }
 

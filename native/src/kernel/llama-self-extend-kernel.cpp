@@ -667,6 +667,11 @@ void compute_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile, con
     // A V that overflowed is infinite, and the weight 0 of a token that does not see it makes NaN of it. No token may be
     // spoiled by what it does not see: a later one, another sequence, or what was there before.
     for (int64_t token = tile.token0; token < tile.token0 + tile.n_tokens; ++token) {
+        const auto & range = w.params.ranges[token];
+
+        if (tile.n_tokens == 1 && range.far_dense && range.near_dense) {
+            break; // there was nothing else
+        }
         if (has_nan(dst, w.pr, tile, cells, piece, token)) {
             const attn_tile alone = { tile.head_kv, tile.n_head_kv, tile.stream, token, 1 };
 
@@ -777,8 +782,8 @@ void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
 } // namespace
 
-bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * k_new, const ggml_tensor * v_new) {
-    return attn_problem::is_few(q->ne[1], k->ne[1], q->ne[2]/k->ne[3]) && k_new->type == GGML_TYPE_F32 && v_new->type == GGML_TYPE_F32;
+bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k) {
+    return attn_problem::is_few(q->ne[1], k->ne[1], q->ne[2]/k->ne[3]);
 }
 
 ggml_tensor * llama_self_extend_attn_build(
@@ -814,9 +819,12 @@ ggml_tensor * llama_self_extend_attn_build(
     GGML_ASSERT(pr.n_head % pr.n_head_kv == 0 && pr.n_tokens % pr.n_stream == 0);
     GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->ne[0] == k_far->ne[2] + k_near->ne[2] && mask->ne[1] == pr.n_tps && mask->ne[3] == pr.n_stream);
     GGML_ASSERT(!sinks || (sinks->type == GGML_TYPE_F32 && sinks->ne[0] == pr.n_head));
-    GGML_ASSERT(!k_new == !v_new && (!k_new || llama_self_extend_attn_can_store(q_near, k_near, k_new, v_new)));
-    GGML_ASSERT(!k_new || (k_new->nb[0] == sizeof(float) && k_new->ne[0] == pr.n_embd_k && k_new->ne[1] == pr.n_head_kv && k_new->ne[2] == pr.n_tokens));
-    GGML_ASSERT(!v_new || (v_new->nb[0] == sizeof(float) && v_new->ne[0] == pr.n_embd_v && v_new->ne[1] == pr.n_head_kv && v_new->ne[2] == pr.n_tokens));
+
+    if (k_new) {
+        GGML_ASSERT(pr.few && k_new->type == GGML_TYPE_F32 && v_new->type == GGML_TYPE_F32);
+        GGML_ASSERT(k_new->nb[0] == sizeof(float) && k_new->ne[0] == pr.n_embd_k && k_new->ne[1] == pr.n_head_kv && k_new->ne[2] == pr.n_tokens);
+        GGML_ASSERT(v_new->nb[0] == sizeof(float) && v_new->ne[0] == pr.n_embd_v && v_new->ne[1] == pr.n_head_kv && v_new->ne[2] == pr.n_tokens);
+    }
 
     const int64_t n_pieces = pr.n_pieces_max();
 

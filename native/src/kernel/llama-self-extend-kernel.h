@@ -67,4 +67,4 @@ ggml_tensor * llama_self_extend_attn_build(
         llama_self_extend_attn_params * params);
 
 // Can k_new and v_new be given? For few tokens, where two nodes less are worth it.
-bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * k_new, const ggml_tensor * v_new);
+bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k);
