@@ -109,7 +109,7 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
     }
 
     ggml_tensor * cur = mctx->get_kv()->is_fused(il) ?
-        build_attn_fused   (gctx, q, stores ? k_near : nullptr, stores ? v_cur : nullptr, sinks, kq_scale, il) :
+        build_attn_fused   (gctx, q, v_cur, sinks, kq_scale, il) :
         build_attn_composed(gctx, q, sinks, kq_scale, il);
 
     ggml_build_forward_expand(gctx.gf, cur);
@@ -118,13 +118,7 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
 }
 
 ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
-        const llm_graph_context & gctx,
-        ggml_tensor * q,
-        ggml_tensor * k_new,
-        ggml_tensor * v_new,
-        ggml_tensor * sinks,
-              float   kq_scale,
-                int   il) {
+        const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * v_cur, ggml_tensor * sinks, float kq_scale, int il) {
     auto * ctx0 = gctx.ctx0;
 
     const auto * far  = mctx->get_far ();
@@ -139,7 +133,7 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
     ggml_tensor * cur = llama_self_extend_attn_build(ctx0,
             q,      far ->get_k(ctx0, il), far ->get_v(ctx0, il),
             q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
-            mask, k_new, v_new, sinks, &params);
+            mask, stores ? k_near : nullptr, stores ? v_cur : nullptr, sinks, &params);
 
     gctx.cb(cur, "kqv_self_extend", il);
 

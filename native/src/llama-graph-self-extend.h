@@ -43,16 +43,7 @@ public:
                     int   il);
 
 private:
-    // k_new, v_new: what the kernel stores in the near part, nullptr if it has been stored
-    ggml_tensor * build_attn_fused(
-            const llm_graph_context & gctx,
-            ggml_tensor * q,
-            ggml_tensor * k_new,
-            ggml_tensor * v_new,
-            ggml_tensor * sinks,
-                  float   kq_scale,
-                    int   il);
-
+    ggml_tensor * build_attn_fused   (const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * v_cur, ggml_tensor * sinks, float kq_scale, int il);
     ggml_tensor * build_attn_composed(const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il);
 
     const llama_hparams hparams;

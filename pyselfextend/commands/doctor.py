@@ -18,9 +18,8 @@ from ._options import GGUF_FILE
 EPILOG = """With --json, one object. version, python, system, package, library (null: it cannot be used). build:
 version, build_id, llama_cpp_python, llama_cpp_commit, llama_cpp_sha256, patches, patches_sha256. backends. devices:
 name, description, type, backend, bytes_free, bytes_total. features of the processor: built, unused, missing.
-kernel_isa. attention.
-default_model. extras: for each, the distributions that it lacks. model and answers: n_gpu_layers, n_layer_fused,
-n_layer_composed, refused. problems. is_well.
+kernel_isa. attention. default_model. extras: for each, the distributions that it lacks. model and answers:
+n_gpu_layers, n_layer_fused, n_layer_composed, refused. problems. is_well.
 """
 
 WIDTH = 18  # of the names

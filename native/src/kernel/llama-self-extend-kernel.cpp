@@ -251,25 +251,25 @@ struct attn_work {
         return (const float *) ((const char *) pr.q[part]->data + head*pr.q[part]->nb[1] + token*pr.q[part]->nb[2]);
     }
 
-    const char * k_src(int part, int64_t head_kv, int64_t stream, int64_t cell) const {
+    char * k_at(int part, int64_t head_kv, int64_t stream, int64_t cell) const {
         const ggml_tensor * t = pr.k[part];
 
-        return (const char *) t->data + head_kv*t->nb[1] + cell*t->nb[2] + stream*t->nb[3];
+        return (char *) t->data + head_kv*t->nb[1] + cell*t->nb[2] + stream*t->nb[3];
     }
 
-    const char * v_src(int part, int64_t head_kv, int64_t stream, int64_t cell) const {
+    char * v_at(int part, int64_t head_kv, int64_t stream, int64_t cell) const {
         const ggml_tensor * t = pr.v[part];
 
-        return (const char *) t->data + head_kv*t->nb[1] + cell*t->nb[pr.v_trans ? 0 : 2] + stream*t->nb[3];
+        return (char *) t->data + head_kv*t->nb[1] + cell*t->nb[pr.v_trans ? 0 : 2] + stream*t->nb[3];
     }
 
     // n cells of a head, unpacked if they cannot be read as they are
     rows_of k_rows(int part, int64_t head_kv, int64_t stream, int64_t cell, int64_t n) const {
-        return rows(pr.k[part], k_src(part, head_kv, stream, cell), n, pr.n_embd_k, k, ldk);
+        return rows(pr.k[part], k_at(part, head_kv, stream, cell), n, pr.n_embd_k, k, ldk);
     }
 
     rows_of v_rows(int part, int64_t head_kv, int64_t stream, int64_t cell, int64_t n) const {
-        return rows(pr.v[part], v_src(part, head_kv, stream, cell), n, pr.n_embd_v, v, ldv);
+        return rows(pr.v[part], v_at(part, head_kv, stream, cell), n, pr.n_embd_v, v, ldv);
     }
 
 private:
@@ -351,7 +351,7 @@ void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, 
 
     if (pr.v_trans) {
         for (int64_t h = 0; h < tile.n_head_kv; ++h) {
-            ops.dot_rows(v->type, w.v_src(part, h, tile.stream, cell0), v->nb[2], pr.n_embd_v, n_cells,
+            ops.dot_rows(v->type, w.v_at(part, h, tile.stream, cell0), v->nb[2], pr.n_embd_v, n_cells,
                     w.s + h*n_rows_kv*N_CELLS_FEW, N_CELLS_FEW, n_rows_kv, w.o + h*n_rows_kv*w.ldv, w.ldv, true);
         }
         return;
@@ -440,13 +440,13 @@ void attend_many(attn_work & w, const attn_tile & tile, int part, int64_t cell0,
     const ggml_tensor * v = pr.v[part];
 
     for (int64_t j = 0; j < n_cells; ++j) {
-        ops.unpack(k->type, w.k_src(part, tile.head_kv, tile.stream, cell0 + j), w.k + j*w.ldk, pr.n_embd_k);
+        ops.unpack(k->type, w.k_at(part, tile.head_kv, tile.stream, cell0 + j), w.k + j*w.ldk, pr.n_embd_k);
     }
     for (int64_t j = 0; j < (pr.v_trans ? pr.n_embd_v : n_cells); ++j) {
         if (pr.v_trans) {
-            ops.unpack(v->type, w.v_src(part, tile.head_kv, tile.stream, cell0) + j*v->nb[2], w.v + j*N_CELLS_MANY, n_cells);
+            ops.unpack(v->type, w.v_at(part, tile.head_kv, tile.stream, cell0) + j*v->nb[2], w.v + j*N_CELLS_MANY, n_cells);
         } else {
-            ops.unpack(v->type, w.v_src(part, tile.head_kv, tile.stream, cell0 + j), w.v + j*w.ldv, pr.n_embd_v);
+            ops.unpack(v->type, w.v_at(part, tile.head_kv, tile.stream, cell0 + j), w.v + j*w.ldv, pr.n_embd_v);
         }
     }
 
@@ -511,10 +511,9 @@ struct attn_cells {
 void store_new(const attn_work & w, const attn_tile & tile, span cells) {
     const auto & pr = w.pr;
 
-    const ggml_tensor * k = pr.k[NEAR];
     const ggml_tensor * v = pr.v[NEAR];
 
-    const auto k_from_float = ggml_get_type_traits_cpu(k->type)->from_float;
+    const auto k_from_float = ggml_get_type_traits_cpu(pr.k[NEAR]->type)->from_float;
     const auto v_from_float = ggml_get_type_traits_cpu(v->type)->from_float;
 
     for (int64_t t = tile.token0; t < tile.token0 + tile.n_tokens; ++t) {
@@ -528,10 +527,9 @@ void store_new(const attn_work & w, const attn_tile & tile, span cells) {
             const auto * k_src = (const float *) ((const char *) pr.k_new->data + h*pr.k_new->nb[1] + t*pr.k_new->nb[2]);
             const auto * v_src = (const float *) ((const char *) pr.v_new->data + h*pr.v_new->nb[1] + t*pr.v_new->nb[2]);
 
-            char * k_dst = (char *) k->data + h*k->nb[1] + cell*k->nb[2]                  + tile.stream*k->nb[3];
-            char * v_dst = (char *) v->data + h*v->nb[1] + cell*v->nb[pr.v_trans ? 0 : 2] + tile.stream*v->nb[3];
+            char * v_dst = w.v_at(NEAR, h, tile.stream, cell);
 
-            k_from_float(k_src, k_dst, pr.n_embd_k);
+            k_from_float(k_src, w.k_at(NEAR, h, tile.stream, cell), pr.n_embd_k);
 
             if (!pr.v_trans) {
                 v_from_float(v_src, v_dst, pr.n_embd_v);
