@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from context import ON_DEVICE
 from reference import Array, Reference, kl_divergence
-from runner import Job, evaluate_all
+from runner import Job, evaluate_all, tokenize
 from test_reference import some_tokens
 from yardstick import F32, N_TOKENS, PAIRS, Distance
 
@@ -60,9 +61,9 @@ def rpc(engine_lib: Path) -> Iterator[str]:
 class Device:
     """Evaluates a model on the device, and knows how far its plain rule is from the plain reference."""
 
-    def __init__(self, engine_lib: Path, rpc: str, model: Path) -> None:
+    def __init__(self, engine_lib: Path, rpc: str, model: Path, dtype: Any = np.float64) -> None:
         self.engine_lib, self.rpc, self.model = engine_lib, rpc, model
-        self.reference = Reference(model)
+        self.reference = Reference(model, dtype)
         self.tokens = some_tokens(N_TOKENS)
 
     def run(self, jobs: list[Job], n_gpu_layers: int = 99) -> list[Any]:
@@ -132,6 +133,23 @@ def test_nothing_of_the_cache_leaves_the_device(device: Device, type_kv: str) ->
         assert found, (part, places)
         assert not any(place.startswith("CPU") for place in found), (part, found)
     assert all(f"kq_self_extend-{il}" in places for il in range(device.reference.n_layer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_real_models(request: pytest.FixtureRequest, engine_lib: Path, rpc: str, prose: str, name: str) -> None:
+    """Quantized weights, F16 cache: mean KL from the reference at most 1.2 times that of the plain rule on the device."""
+    device = Device(engine_lib, rpc, request.getfixturevalue(name), np.float32)
+    device.tokens = np.array(tokenize(engine_lib, device.model, prose)[:250])
+    pairs = [(1, 0), (4, 64), (8, 16)]
+    jobs = [Job(ga_n=ga_n, ga_w=ga_w, flash="off") for ga_n, ga_w in pairs]
+    distances = [
+        kl_divergence(device.exact(pair), result.logits).mean()
+        for pair, result in zip(pairs, device.run(jobs), strict=True)
+    ]
+    for pair, distance in zip(pairs, distances, strict=True):
+        print(f"{pair} mean KL {distance:.5f}, {distance / distances[0]:.2f} of the plain rule's")
+        assert distance <= 1.2 * distances[0], pair
 
 
 def test_some_layers_on_a_device(device: Device, rounding: Distance) -> None:

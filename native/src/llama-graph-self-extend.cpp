@@ -62,20 +62,25 @@ void llm_graph_input_self_extend::build_frames(
         mctx->get_kv()->set_rope(il, k_cur);
     }
 
-    const bool one_node = !none && n_frames > 1;
-
     stores = mctx->get_kv()->is_fused(il) && mctx->get_kv()->get_map().ga_w > 0 &&
         llama_self_extend_attn_can_store(q_cur, mctx->get_near()->get_k(ctx0, il));
 
-    q_near = one_node ? frame(ctx0, q_all, 0) : q_cur;
-    k_near = one_node ? frame(ctx0, k_all, 0) : k_cur;
+    const auto hadamard = [&](ggml_tensor * cur) { return k_rot ? llama_mul_mat_hadamard(ctx0, cur, k_rot) : cur; };
 
-    ggml_tensor * q_far = one_node ? frame(ctx0, q_all, 1) : q_all;
-    ggml_tensor * k_far = one_node ? frame(ctx0, k_all, 1) : k_all;
+    ggml_tensor * q_far = q_all = hadamard(q_all);
+    ggml_tensor * k_far = k_all = hadamard(k_all);
 
-    if (k_rot) {
-        q_near = llama_mul_mat_hadamard(ctx0, q_near, k_rot);
-        k_near = llama_mul_mat_hadamard(ctx0, k_near, k_rot);
+    if (none) {
+        q_near = q_all;
+        k_near = k_all;
+    } else if (n_frames > 1) {
+        q_near = frame(ctx0, q_all, 0);
+        k_near = frame(ctx0, k_all, 0);
+        q_far  = frame(ctx0, q_all, 1);
+        k_far  = frame(ctx0, k_all, 1);
+    } else {
+        q_near = hadamard(q_cur);
+        k_near = hadamard(k_cur);
     }
 
     gctx.cb(q_far, "q_far", il);

@@ -27,7 +27,7 @@ public:
 
     // Keep the near queries and keys, and put the far ones in their place.
     // q_cur [n_embd_head, n_head, n_tokens], k_cur [n_embd_head, n_head_kv, n_tokens]: as the model made them
-    // k_rot: the Hadamard matrix of a quantized cache, or nullptr
+    // k_rot: the Hadamard matrix of a quantized cache, which all of them are multiplied by, or nullptr
     void build_frames(const llm_graph_context & gctx, ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * k_rot, int il);
 
     // Build the attention over both parts, after build_frames() of the same layer.

@@ -2,7 +2,7 @@
 
 #include "llama-kv-cache-self-extend.h"
 #include "llama-self-extend-build.h"
-#include "ops.h"
+#include "llama-self-extend-kernel.h"
 
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -234,7 +234,7 @@ const char * llama_self_extend_build_info(void) {
 }
 
 const char * llama_self_extend_kernel_isa(void) {
-    return llama_self_extend_ops_list()[0]->name;
+    return llama_self_extend_attn_isa();
 }
 
 int64_t llama_self_extend_pos_q(int64_t pos, uint32_t ga_n, uint32_t ga_w) {

@@ -1,9 +1,11 @@
 // the fused kernel against ggml's own attention, flash and not, and against what the machine can do in plain loops
 //
-// bench-kernel [n_threads [n_reps [shape]]]
+// bench-kernel [n_threads [n_reps [shape [method]]]]
 //
 // n_threads  all cores if not given
+// n_reps     0: one layer is computed once, and nothing is timed or printed; for counting instructions
 // shape      only those whose line begins with this: "SmolLM2-135M f16 4096 1"
+// method     only this one: ours, ours-v-trans, flash, not-flash
 
 #include "llama-self-extend-kernel.h"
 
@@ -159,7 +161,7 @@ struct problem {
 
 enum method { OURS, OURS_V_TRANS, FLASH, NOT_FLASH, N_METHODS };
 
-static const char * method_name[] = { "ours", "ours, V transposed", "flash", "not flash" };
+static const char * method_name[] = { "ours", "ours-v-trans", "flash", "not-flash" };
 
 static problem make(const shape & sh, method m, int64_t n_layer) {
     const bool v_trans = m == OURS_V_TRANS || m == NOT_FLASH;
@@ -247,9 +249,12 @@ int main(int argc, char ** argv) {
     const int         n_threads = argc > 1 ? atoi(argv[1]) : std::max(1u, std::thread::hardware_concurrency());
     const int         n_reps    = argc > 2 ? atoi(argv[2]) : 7;
     const std::string only      = argc > 3 ? argv[3] : "";
+    const char *      only_m    = argc > 4 ? argv[4] : nullptr;
 
-    if (n_threads < 1 || n_reps < 1) {
-        fprintf(stderr, "usage: bench-kernel [n_threads [n_reps [shape]]], got %s %s\n", argv[1], argc > 2 ? argv[2] : "");
+    const auto is_wanted = [&](const char * name) { return !only_m || strcmp(only_m, name) == 0; };
+
+    if (n_threads < 1 || n_reps < 0 || std::none_of(std::begin(method_name), std::end(method_name), is_wanted)) {
+        fprintf(stderr, "usage: bench-kernel [n_threads [n_reps [shape [ours|ours-v-trans|flash|not-flash]]]]\n");
         return 2;
     }
 
@@ -263,12 +268,16 @@ int main(int argc, char ** argv) {
         }
     }
 
-    const double fma  = peak_fma (n_threads);
-    const double read = peak_read(n_threads);
+    const bool timed = n_reps > 0;
 
-    printf("%d threads: %.0f GFLOP/s of F32 multiply-adds, %.0f GB/s of reads\n", n_threads, fma, read);
-    printf("medians of %d, in milliseconds a layer; ratio: the faster of ggml's two over ours\n\n", n_reps);
-    printf("%-14s %-5s %6s %6s | %8s %8s %8s %8s | %6s %7s\n", "shape", "type", "depth", "tokens", "ours", "V trans", "flash", "not", "ratio", "of peak");
+    const double fma  = timed ? peak_fma (n_threads) : 0.0;
+    const double read = timed ? peak_read(n_threads) : 0.0;
+
+    if (timed) {
+        printf("%d threads: %.0f GFLOP/s of F32 multiply-adds, %.0f GB/s of reads\n", n_threads, fma, read);
+        printf("medians of %d, in milliseconds a layer; ratio: the faster of ggml's two over ours\n\n", n_reps);
+        printf("%-14s %-5s %6s %6s | %8s %8s %8s %8s | %6s %7s\n", "shape", "type", "depth", "tokens", "ours", "V trans", "flash", "not", "ratio", "of peak");
+    }
 
     ggml_backend_ptr backend { ggml_backend_cpu_init() };
     ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
@@ -280,7 +289,7 @@ int main(int argc, char ** argv) {
 
         const double  bytes   = 2.0*ggml_row_size(sh.type, sh.n_embd)*sh.n_head_kv*(sh.depth + sh.n_tokens);
         const double  flops   = 4.0*sh.n_embd*sh.n_head_kv*sh.n_gqa*sh.n_tokens*(sh.depth + 0.5*(sh.n_tokens + 1));
-        const int64_t n_layer = sh.n_tokens > 1 ? 1 : std::clamp<int64_t>(256e6/bytes, 4, 30);
+        const int64_t n_layer = sh.n_tokens > 1 || !timed ? 1 : std::clamp<int64_t>(256e6/bytes, 4, 30);
 
         std::vector<double> times[N_METHODS];
         std::vector<problem> problems;
@@ -289,7 +298,7 @@ int main(int argc, char ** argv) {
             // a quantized V is not cached transposed
             const bool none = ggml_is_quantized(sh.type) && (m == OURS_V_TRANS || m == NOT_FLASH);
 
-            problems.push_back(none ? problem {} : make(sh, method(m), n_layer));
+            problems.push_back(none || !is_wanted(method_name[m]) ? problem {} : make(sh, method(m), n_layer));
         }
         for (int rep = -1; rep < n_reps; ++rep) {
             for (int m = 0; m < N_METHODS; ++m) {
@@ -306,6 +315,10 @@ int main(int argc, char ** argv) {
                     times[m].push_back(t*1e3/n_layer);
                 }
             }
+        }
+
+        if (!timed) {
+            continue;
         }
 
         double median[N_METHODS];

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Instructions of a layer's attention, ours and ggml's: where clocks are noisy these are the same every time.
+# Instructions of one layer's attention, ours and ggml's: where clocks are noisy these are the same every time.
 #
 #   count-instructions.sh BENCH_KERNEL [SHAPE ...]
 #
@@ -13,16 +13,22 @@ shift
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
-# inclusive millions of instructions of the functions that match
+# millions of instructions between the beginning and the end of a graph of one layer, on one thread
 count() {
-    callgrind_annotate --inclusive=yes --threshold=100 "$out" |
-        awk -v name="$1" '$0 ~ name && !seen[$0]++ { gsub(/,/, "", $1); n += $1 } END { printf "%.1f", n/1e6 }'
+    valgrind --tool=callgrind --callgrind-out-file="$out" --toggle-collect=ggml_graph_compute "$bench" 1 0 "$1" "$2" > /dev/null 2>&1
+    awk '/^(summary|totals):/ { n = $2 } END { printf "%.2f", n/1e6 }' "$out"
 }
 
-printf '%-28s %10s %10s %10s\n' 'millions of instructions' ours flash 'not flash'
+methods=(ours ours-v-trans flash not-flash)
+
+printf '%-24s' 'millions of instructions'
+printf ' %12s' "${methods[@]}"
+printf '\n'
+
 for shape; do
-    # the warm-up and one run, on one thread
-    valgrind --tool=callgrind --callgrind-out-file="$out" "$bench" 1 1 "$shape" > /dev/null 2>&1
-    printf '%-28s %10s %10s %10s\n' "$shape" "$(count '::compute_attn\(')" "$(count ':ggml_compute_forward_flash_attn_ext ')" \
-        "$(count ':ggml_compute_forward_(mul_mat|soft_max|cont|dup) ')"
+    printf '%-24s' "$shape"
+    for method in "${methods[@]}"; do
+        printf ' %12s' "$(count "$shape" "$method")"
+    done
+    printf '\n'
 done

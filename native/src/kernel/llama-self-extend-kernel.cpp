@@ -780,6 +780,10 @@ void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
 } // namespace
 
+const char * llama_self_extend_attn_isa() {
+    return llama_self_extend_ops_list()[0]->name;
+}
+
 bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k) {
     return attn_problem::is_few(q->ne[1], k->ne[1], q->ne[2]/k->ne[3]);
 }

@@ -68,3 +68,6 @@ ggml_tensor * llama_self_extend_attn_build(
 
 // Can k_new and v_new be given? For few tokens, where two nodes less are worth it.
 bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k);
+
+// The instructions that it uses on this machine: "avx512", "avx2", "neon" or "portable".
+const char * llama_self_extend_attn_isa();
