@@ -124,13 +124,14 @@ void unpack(ggml_type type, const char * src, float * dst, int64_t n) {
 constexpr int64_t N_PREFETCH = 32; // cells
 
 // Ask for a row that is needed soon: the rows of one head lie too far apart for the hardware to see where this is going.
-// What lies behind the last row may be asked for as well, that does no harm.
+// Into the second-level cache, which can wait for more of them at a time than the first. What lies behind the last row may
+// be asked for as well, that does no harm.
 template <ggml_type T> inline void prefetch(const char * row, int64_t n) {
 #if defined(__GNUC__)
     const int64_t n_bytes = T == GGML_TYPE_Q8_0 ? n/QK8_0*sizeof(block_q8_0) : T == GGML_TYPE_Q4_0 ? n/QK4_0*sizeof(block_q4_0) : n*elem_size<T>();
 
     for (int64_t i = 0; i < n_bytes; i += 64) {
-        __builtin_prefetch(row + i);
+        __builtin_prefetch(row + i, 0, 2);
     }
 #else
     (void) row;
