@@ -62,11 +62,11 @@ bench-kernel: $(VENV)/.package ## time the attention kernel against ggml's own, 
 
 # ggml takes a software device only if it is asked for by its number.
 test-vulkan: export GGML_VK_VISIBLE_DEVICES ?= 0
-test-vulkan: $(VENV)/.package ## run the tests of devices on Vulkan, in software where there is no GPU
+test-vulkan: $(VENV)/.package $(VENV)/.model $(VENV)/.gemma3 ## run the tests of devices on Vulkan, in software where there is no GPU
 	native/tools/vulkan-setup.sh build/vulkan-headers > $(VENV)/.vulkan
 	$(call test-device,vulkan,-D GGML_VULKAN=ON $$(cat $(VENV)/.vulkan))
 
-test-gpu: .cuda $(VENV)/.package ## run the tests of devices on an NVIDIA GPU
+test-gpu: .cuda $(VENV)/.package $(VENV)/.model $(VENV)/.gemma3 ## run the tests of devices on an NVIDIA GPU
 	$(call test-device,cuda,-D GGML_CUDA=ON)
 
 # Goes on where it was, so that what is there is not measured again; docs/results/README.md says what the files are.

@@ -91,6 +91,8 @@ MODELS = {
                               "logit_scale": 1.5}),
     "hunyuan-dense": Tiny("hunyuan-dense", "QK-norm after RoPE", qk_norm=True),
     "smollm3": Tiny("smollm3", "every fourth layer without RoPE", n_layer=5, n_embd=64, tied=True),
+    "smollm3-64": Tiny("smollm3", "every fourth layer without RoPE, head size 64",
+                       n_layer=5, n_embd=64, head_size=64, n_rot=64, tied=True),
     "qwen3vl": Tiny("qwen3vl", "interleaved M-RoPE; llama.cpp leaves two pairs unrotated on text, as in the real one",
                     n_embd=64, qk_norm=True, sections=(8, 4, 4, 0)),
     "qwen3moe": Tiny("qwen3moe", "a mixture of experts",

@@ -5,7 +5,7 @@
 // n_threads  all cores if not given
 // n_reps     0: one layer is computed once, and nothing is timed or printed; for counting instructions
 // shape      only those whose line begins with this: "SmolLM2-135M f16 4096 1"
-// method     only this one: ours, ours-v-trans, flash, not-flash
+// method     only this one: ours, ours-v-trans, flash, not-flash; to be counted, not timed
 
 #include "llama-self-extend-kernel.h"
 
@@ -253,8 +253,12 @@ int main(int argc, char ** argv) {
 
     const auto is_wanted = [&](const char * name) { return !only_m || strcmp(only_m, name) == 0; };
 
-    if (n_threads < 1 || n_reps < 0 || std::none_of(std::begin(method_name), std::end(method_name), is_wanted)) {
-        fprintf(stderr, "usage: bench-kernel [n_threads [n_reps [shape [ours|ours-v-trans|flash|not-flash]]]]\n");
+    const bool timed = n_reps > 0;
+
+    if (n_threads < 1 || n_reps < 0 || (!timed && strcmp(argv[2], "0") != 0) || (timed && only_m) ||
+            std::none_of(std::begin(method_name), std::end(method_name), is_wanted)) {
+        fprintf(stderr, "usage: bench-kernel [n_threads [n_reps [shape]]]\n"
+                        "       bench-kernel n_threads 0 shape [ours|ours-v-trans|flash|not-flash]\n");
         return 2;
     }
 
@@ -267,8 +271,6 @@ int main(int argc, char ** argv) {
             shapes.push_back({ "Llama 3 8B", 128, 8, 4, depth, n_tokens, GGML_TYPE_F16 });
         }
     }
-
-    const bool timed = n_reps > 0;
 
     const double fma  = timed ? peak_fma (n_threads) : 0.0;
     const double read = timed ? peak_read(n_threads) : 0.0;

@@ -15,20 +15,23 @@ trap 'rm -f "$out"' EXIT
 
 # millions of instructions between the beginning and the end of a graph of one layer, on one thread
 count() {
-    valgrind --tool=callgrind --callgrind-out-file="$out" --toggle-collect=ggml_graph_compute "$bench" 1 0 "$1" "$2" > /dev/null 2>&1
-    awk '/^(summary|totals):/ { n = $2 } END { printf "%.2f", n/1e6 }' "$out"
+    : > "$out"
+    LD_BIND_NOW=1 valgrind --tool=callgrind --callgrind-out-file="$out" --toggle-collect=ggml_graph_compute \
+        "$bench" 1 0 "$1" "$2" > /dev/null 2>&1 || { echo "counting $2 at '$1' failed" >&2; exit 1; }
+    awk '/^totals:/ && $2 { n = $2 } END { if (n) printf "%.2f", n/1e6; else printf "-" }' "$out"
 }
 
 methods=(ours ours-v-trans flash not-flash)
 
-printf '%-24s' 'millions of instructions'
+printf '%-28s' 'millions of instructions'
 printf ' %12s' "${methods[@]}"
 printf '\n'
 
 for shape; do
-    printf '%-24s' "$shape"
+    printf '%-28s' "$shape"
     for method in "${methods[@]}"; do
-        printf ' %12s' "$(count "$shape" "$method")"
+        n=$(count "$shape" "$method")
+        printf ' %12s' "$n"
     done
     printf '\n'
 done

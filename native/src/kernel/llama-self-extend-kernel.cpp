@@ -17,7 +17,7 @@
 // heads. Where that makes too few, the cells of a tile are cut into pieces as well, and the thread that is the last to end a
 // piece of a tile puts the pieces together. Threads take the next piece when they have done one, as tiles differ in how many
 // cells they see and threads in how fast they are. What a row is summed up from, and in which order, does not depend on the
-// number of threads: more threads get smaller tiles, never other pieces.
+// number of threads: more threads get smaller tiles or fewer heads, never other pieces.
 //
 // If there are only few rows, whoever takes a piece first stores the new cells that lie in it. A store of its own would be
 // one more node at which all threads have to meet, and one token's attention takes hardly longer than that.
@@ -326,7 +326,7 @@ void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, 
         const int64_t n = std::min(N_CELLS_READ, n_cells - j);
 
         for (int64_t h = 0; h < tile.n_head_kv; ++h) {
-            const rows_of cells = w.k_rows(part, h, tile.stream, cell0 + j, n);
+            const rows_of cells = w.k_rows(part, tile.head_kv + h, tile.stream, cell0 + j, n);
 
             ops.dot_rows(cells.type, cells.data, cells.stride, n, pr.n_embd_k,
                     w.q[part] + h*n_rows_kv*w.ldk, w.ldk, n_rows_kv, w.s + h*n_rows_kv*N_CELLS_FEW + j, N_CELLS_FEW, false);
@@ -351,7 +351,7 @@ void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, 
 
     if (pr.v_trans) {
         for (int64_t h = 0; h < tile.n_head_kv; ++h) {
-            ops.dot_rows(v->type, w.v_at(part, h, tile.stream, cell0), v->nb[2], pr.n_embd_v, n_cells,
+            ops.dot_rows(v->type, w.v_at(part, tile.head_kv + h, tile.stream, cell0), v->nb[2], pr.n_embd_v, n_cells,
                     w.s + h*n_rows_kv*N_CELLS_FEW, N_CELLS_FEW, n_rows_kv, w.o + h*n_rows_kv*w.ldv, w.ldv, true);
         }
         return;
@@ -361,7 +361,7 @@ void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, 
         const int64_t n = std::min(N_CELLS_READ, n_cells - j);
 
         for (int64_t h = 0; h < tile.n_head_kv; ++h) {
-            const rows_of cells = w.v_rows(part, h, tile.stream, cell0 + j, n);
+            const rows_of cells = w.v_rows(part, tile.head_kv + h, tile.stream, cell0 + j, n);
 
             ops.add_rows(cells.type, cells.data, cells.stride, n, pr.n_embd_v,
                     w.s + h*n_rows_kv*N_CELLS_FEW + j, N_CELLS_FEW, n_rows_kv, w.o + h*n_rows_kv*w.ldv, w.ldv);
@@ -370,13 +370,14 @@ void attend_few(attn_work & w, const attn_tile & tile, int part, int64_t cell0, 
 }
 
 void begin_few(attn_work & w, const attn_tile & tile) {
-    const float q_scale = w.q_scale();
+    const float   q_scale = w.q_scale();
+    const int64_t n_rows  = tile.n_head_kv*w.pr.n_gqa*tile.n_tokens;
 
-    w.begin(w.pr.n_head*tile.n_tokens);
+    w.begin(n_rows);
 
     for (int part = 0; part < N_PARTS; ++part) {
-        for (int64_t r = 0; r < w.pr.n_head*tile.n_tokens; ++r) {
-            const float * src = w.q_src(part, r/tile.n_tokens, tile.token0 + r%tile.n_tokens);
+        for (int64_t r = 0; r < n_rows; ++r) {
+            const float * src = w.q_src(part, tile.head_kv*w.pr.n_gqa + r/tile.n_tokens, tile.token0 + r%tile.n_tokens);
             float *       dst = w.q[part] + r*w.ldk;
 
             for (int64_t d = 0; d < w.pr.n_embd_k; ++d) {
@@ -523,7 +524,7 @@ void store_new(const attn_work & w, const attn_tile & tile, span cells) {
             continue;
         }
 
-        for (int64_t h = 0; h < pr.n_head_kv; ++h) {
+        for (int64_t h = tile.head_kv; h < tile.head_kv + tile.n_head_kv; ++h) {
             const auto * k_src = (const float *) ((const char *) pr.k_new->data + h*pr.k_new->nb[1] + t*pr.k_new->nb[2]);
             const auto * v_src = (const float *) ((const char *) pr.v_new->data + h*pr.v_new->nb[1] + t*pr.v_new->nb[2]);
 
@@ -621,7 +622,7 @@ void store_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile, const
 
     for (int64_t r = 0; r < tile.n_tokens*tile.n_head_kv*pr.n_gqa; ++r) {
         const int64_t token = tile.token0 + (pr.few ? r%tile.n_tokens : r/pr.n_gqa);
-        const int64_t head  = pr.few ? r/tile.n_tokens : tile.head_kv*pr.n_gqa + r%pr.n_gqa;
+        const int64_t head  = tile.head_kv*pr.n_gqa + (pr.few ? r/tile.n_tokens : r%pr.n_gqa);
 
         const float * o    = w.o + r*w.ldv;
         int64_t       step = 1;
@@ -736,8 +737,8 @@ void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
     for (;;) {
         const int64_t i = params.n_taken.fetch_add(1, std::memory_order_relaxed);
 
-        const int64_t i_tile  = i/n_pieces_max;
-        const int64_t i_piece = i%n_pieces_max;
+        const int64_t i_tile = i/n_pieces_max;
+        const int64_t i_unit = i%n_pieces_max;
 
         if (i_tile >= pr.n_tiles(n_tokens_tile)) {
             break;
@@ -754,17 +755,27 @@ void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
         const attn_cells cells(pr, params, tile);
 
-        if (i_piece >= cells.n_pieces) {
+        // heads apart if there are not enough pieces for all threads
+        const int64_t n_wanted = div_up(nth, cells.n_pieces*pr.n_tiles(n_tokens_tile));
+        const int64_t n_heads  = div_up(tile.n_head_kv, std::clamp<int64_t>(n_wanted, 1, n_pieces_max/cells.n_pieces));
+        const int64_t n_units  = div_up(tile.n_head_kv, n_heads)*cells.n_pieces;
+
+        if (i_unit >= n_units) {
             continue;
         }
 
-        compute_piece(dst, w, tile, cells, i_piece);
+        attn_tile part = tile;
+
+        part.head_kv  += i_unit/cells.n_pieces*n_heads;
+        part.n_head_kv = std::min(n_heads, tile.head_kv + tile.n_head_kv - part.head_kv);
+
+        compute_piece(dst, w, part, cells, i_unit%cells.n_pieces);
 
         if (cells.n_pieces > 1) {
             auto & n_arrived = params.n_arrived[i_tile];
 
             // acquire what the others have stored, release what this thread has
-            if (n_arrived.fetch_add(1, std::memory_order_acq_rel) == cells.n_pieces - 1) {
+            if (n_arrived.fetch_add(1, std::memory_order_acq_rel) == n_units - 1) {
                 n_arrived.store(0, std::memory_order_relaxed);
                 join_pieces(dst, pr, tile, cells);
             }
