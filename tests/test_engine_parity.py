@@ -150,7 +150,7 @@ def test_decode_reuses_graphs(tiny_model: Path, engine_lib: Path) -> None:
 
 # other caches, and a real model
 
-# heads of 64: llama.cpp multiplies what goes into a quantized cache by a Hadamard matrix. The last has layers without RoPE
+# heads of 64, which llama.cpp multiplies by a Hadamard matrix in a quantized cache; the last has layers without RoPE
 HADAMARD = ["llama-64", "gemma", "smollm3-64"]
 
 
