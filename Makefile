@@ -52,7 +52,7 @@ test-sanitize: $(VENV)/.tools ## run the tests of the attention kernel with the 
 	    -D CMAKE_EXE_LINKER_FLAGS="-fsanitize=address$(,)undefined")
 
 # Callgrind repeats to the instruction what clocks on a busy machine do not.
-count-kernel: $(VENV)/.tools ## count the instructions of the attention kernel and of ggml's own, with AVX2: a quarter of an hour
+count-kernel: $(VENV)/.tools ## count the instructions of the attention kernel and of ggml's own, with AVX2: 20 minutes
 	@command -v valgrind > /dev/null || { echo "make count-kernel: install valgrind" >&2; exit 1; }
 	$(call build,count,bench-kernel,-D PYSELFEXTEND_BUILD_TESTS=ON -D GGML_NATIVE=OFF)
 	native/tools/count-instructions.sh build/count/bench-kernel

@@ -175,7 +175,7 @@ def test_the_kernel_is_refused_for_a_cache_elsewhere(device: Device) -> None:
     "tests",
     [
         "test_sequences.py -k 'llama-64 and (seed0 or rollback or prefix)'",
-        "test_shift.py -k 'rounded_caches or one_sequence or are_saved'",
+        "test_shift.py -k 'rounded_caches or rollback or one_sequence or are_saved'",
         "test_state.py -k 'same_logits or larger_or_smaller or rollback'",
     ],
     ids=["sequences", "shifts", "states"],

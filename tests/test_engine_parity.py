@@ -112,7 +112,7 @@ def test_flash_setting_and_threads(
 ) -> None:
     tokens = some_tokens(N_TOKENS)
     exact = reference.logits(tokens, 3, 100)
-    base = replace(F32, ga_n=3, ga_w=100, attn=way, flash=flash, calls="690,1")
+    base = replace(F32, ga_n=3, ga_w=100, attn=way, flash=flash, calls="20,1,1,1,1,300,1,1,1,364,1")
     for result in evaluate_all(engine_lib, tiny_model, tokens, [replace(base, threads=n) for n in (1, 2, 3)]):
         yardstick.check(result.logits, exact)
 
@@ -193,7 +193,12 @@ def test_the_hadamard_matrix_is_in_use(
     tiny_models: dict[str, Path], engine_lib: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """What test_rounded_caches compares has it in it."""
-    jobs = [Job(ga_n=4, ga_w=64, type_k="q8_0", type_v="f16", attn=way, flash="off", threads=1) for way in WAYS]
+    types = [("q8_0", "f16", "off"), ("f16", "q8_0", "on")]
+    jobs = [
+        Job(ga_n=4, ga_w=64, type_k=type_k, type_v=type_v, attn=way, flash=flash, threads=1)
+        for type_k, type_v, flash in types
+        for way in WAYS
+    ]
     with_it = evaluate_all(engine_lib, tiny_models[name], some_tokens(100), jobs)
     monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
     without = evaluate_all(engine_lib, tiny_models[name], some_tokens(100), jobs)

@@ -137,10 +137,10 @@ def test_a_rollback_in_a_quantized_cache(tiny_models: dict[str, Path], name: str
         open_model(tiny_models[name]) as model,
         Context(model, 4, 64, type_k=Q8_0, type_v=Q8_0, flash_attn_type=1) as ctx,
     ):
-        before = kl_divergence(exact, ctx.logits(tokens.tolist())).mean()
+        before = kl_divergence(exact[300:364], ctx.logits(tokens.tolist())[300:364]).mean()
         assert ctx.remove(0, 300)
-        again = ctx.logits(tokens[300:].tolist(), 300)
-        after = kl_divergence(exact[300:], again).mean()
+        again = ctx.logits(tokens[300:364].tolist(), 300)  # they see the keys that were made
+        after = kl_divergence(exact[300:364], again).mean()
         print(f"mean KL {after:.2e} after a roll-back, {before:.2e} before")
         assert after < 2 * before
 

@@ -30,21 +30,10 @@ def model(tiny_model: Path) -> Iterator[Any]:
 CACHES = {"f16 flash": (1, 1, 1), "f16 no flash": (1, 1, 0), "q8_0": (8, 8, 1), "q4_0": (2, 2, 1)}
 
 
-@pytest.fixture(scope="module")
-def model_64(tiny_models: dict[str, Path]) -> Iterator[Any]:
-    """Heads of 64: llama.cpp multiplies what goes into a quantized cache by a Hadamard matrix."""
-    with open_model(tiny_models["llama-64"]) as model:
-        yield model
-
-
 @pytest.mark.parametrize("seq", [None, 0])
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("name", ["model", "model_64"])
-def test_a_state_gives_the_same_logits(
-    request: pytest.FixtureRequest, tmp_path: Path, name: str, cache: str, seq: int | None
-) -> None:
+def test_a_state_gives_the_same_logits(model: Any, tmp_path: Path, cache: str, seq: int | None) -> None:
     """Bit for bit: a state holds the window as it was."""
-    model = request.getfixturevalue(name)
     type_k, type_v, flash = CACHES[cache]
     options: dict[str, Any] = {"type_k": type_k, "type_v": type_v, "flash_attn_type": flash}
     with Context(model, GA_N, GA_W, **options) as ctx:

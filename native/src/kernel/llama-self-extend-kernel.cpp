@@ -671,11 +671,13 @@ void compute_piece(ggml_tensor * dst, attn_work & w, const attn_tile & tile, con
         if (tile.n_tokens == 1 && range.far_dense && range.near_dense) {
             break; // there was nothing else
         }
-        if (has_nan(dst, w.pr, tile, cells, piece, token)) {
-            const attn_tile alone = { tile.head_kv, tile.n_head_kv, tile.stream, token, 1 };
+        for (int64_t head_kv = tile.head_kv; head_kv < tile.head_kv + tile.n_head_kv; ++head_kv) {
+            const attn_tile alone = { head_kv, 1, tile.stream, token, 1 };
 
-            attend_piece(w, alone, cells, piece, true);
-            store_piece (dst, w, alone, cells, piece);
+            if (has_nan(dst, w.pr, alone, cells, piece, token)) {
+                attend_piece(w, alone, cells, piece, true);
+                store_piece (dst, w, alone, cells, piece);
+            }
         }
     }
 }
@@ -764,12 +766,12 @@ void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
             continue;
         }
 
-        attn_tile part = tile;
+        attn_tile unit = tile;
 
-        part.head_kv  += i_unit/cells.n_pieces*n_heads;
-        part.n_head_kv = std::min(n_heads, tile.head_kv + tile.n_head_kv - part.head_kv);
+        unit.head_kv  += i_unit/cells.n_pieces*n_heads;
+        unit.n_head_kv = std::min(n_heads, tile.head_kv + tile.n_head_kv - unit.head_kv);
 
-        compute_piece(dst, w, part, cells, i_unit%cells.n_pieces);
+        compute_piece(dst, w, unit, cells, i_unit%cells.n_pieces);
 
         if (cells.n_pieces > 1) {
             auto & n_arrived = params.n_arrived[i_tile];
