@@ -42,6 +42,7 @@ COMPARED = [
     "glm4",
     "granite",
     "smollm3",
+    "smollm3-64",
     "gemma",
     "gemma2",
     "gemma3",

@@ -34,6 +34,7 @@ MODELS = [
     "granite",
     "hunyuan-dense",
     "smollm3",
+    "smollm3-64",
     "qwen3vl",
     "qwen3moe",
     "gemma2",
