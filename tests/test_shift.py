@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,21 @@ def test_random_shifts(llama: tuple[Path, Any], ga_n: int, ga_w: int, seed: int,
     assert n_checked > 200
 
 
+@contextmanager
+def rounded(path: Path, cache: int) -> Iterator[tuple[Context, CachedReference]]:
+    """A context with a cache of a type, and the reference of its model."""
+    with open_model(path) as model, Context(model, 4, 64, type_k=cache, type_v=cache, flash_attn_type=1) as ctx:
+        yield ctx, CachedReference(path, 4, 64)
+
+
 # with heads of 64 llama.cpp multiplies what goes into a quantized cache by a Hadamard matrix
 @pytest.mark.parametrize("name", ["llama", "llama-64", "smollm3-64"])
 @pytest.mark.parametrize("cache", [F16, Q8_0])
 def test_rounded_caches(tiny_models: dict[str, Path], name: str, cache: int) -> None:
     """A moved key is rounded once more. Mean KL: against that of the same tokens before they were moved."""
     tokens = some_tokens(900)
-    reference = CachedReference(tiny_models[name], 4, 64)
-    exact = reference.extend(tokens[:600])
-    with (
-        open_model(tiny_models[name]) as model,
-        Context(model, 4, 64, type_k=cache, type_v=cache, flash_attn_type=1) as ctx,
-    ):
+    with rounded(tiny_models[name], cache) as (ctx, reference):
+        exact = reference.extend(tokens[:600])
         before = kl_divergence(exact, ctx.logits(tokens[:600].tolist())).mean()
         drop(ctx, reference, 4, 203)
         logits = ctx.logits(tokens[600:900].tolist(), 600 - 203)
@@ -131,12 +135,8 @@ def test_rounded_caches(tiny_models: dict[str, Path], name: str, cache: int) -> 
 def test_a_rollback_in_a_quantized_cache(tiny_models: dict[str, Path], name: str) -> None:
     """Keys of a window that was forgotten are made from the far part: read, turned, and rounded once more."""
     tokens = some_tokens(900)
-    reference = CachedReference(tiny_models[name], 4, 64)
-    exact = reference.extend(tokens[:900])
-    with (
-        open_model(tiny_models[name]) as model,
-        Context(model, 4, 64, type_k=Q8_0, type_v=Q8_0, flash_attn_type=1) as ctx,
-    ):
+    with rounded(tiny_models[name], Q8_0) as (ctx, reference):
+        exact = reference.extend(tokens)
         before = kl_divergence(exact[300:364], ctx.logits(tokens.tolist())[300:364]).mean()
         assert ctx.remove(0, 300)
         again = ctx.logits(tokens[300:364].tolist(), 300)  # they see the keys that were made

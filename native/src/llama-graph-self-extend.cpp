@@ -9,6 +9,8 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 //
 // devices
@@ -67,30 +69,27 @@ void llm_graph_input_self_extend::build_frames(
 
     const auto hadamard = [&](ggml_tensor * cur) { return k_rot ? llama_mul_mat_hadamard(ctx0, cur, k_rot) : cur; };
 
-    ggml_tensor * q_far = q_all = hadamard(q_all);
-    ggml_tensor * k_far = k_all = hadamard(k_all);
+    // the near one and the far one
+    const auto frames = [&](ggml_tensor * cur, ggml_tensor * all) -> std::pair<ggml_tensor *, ggml_tensor *> {
+        all = hadamard(all);
 
-    if (none) {
-        q_near = q_all;
-        k_near = k_all;
-    } else if (n_frames > 1) {
-        q_near = frame(ctx0, q_all, 0);
-        k_near = frame(ctx0, k_all, 0);
-        q_far  = frame(ctx0, q_all, 1);
-        k_far  = frame(ctx0, k_all, 1);
-    } else {
-        q_near = hadamard(q_cur);
-        k_near = hadamard(k_cur);
-    }
+        if (none) {
+            return { all, all };
+        }
+        if (n_frames > 1) {
+            return { frame(ctx0, all, 0), frame(ctx0, all, 1) };
+        }
+        return { hadamard(cur), all };
+    };
 
-    gctx.cb(q_far, "q_far", il);
-    gctx.cb(k_far, "k_far", il);
+    std::tie(q_near, q_cur) = frames(q_cur, q_all);
+    std::tie(k_near, k_cur) = frames(k_cur, k_all);
+
+    gctx.cb(q_cur, "q_far", il);
+    gctx.cb(k_cur, "k_far", il);
 
     ggml_build_forward_expand(gctx.gf, q_near);
     ggml_build_forward_expand(gctx.gf, stores ? k_near : mctx->get_near()->cpy_k(ctx0, k_near, k_idxs, il));
-
-    q_cur = q_far;
-    k_cur = k_far;
 }
 
 //
