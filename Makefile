@@ -17,7 +17,7 @@ export CCACHE_BASEDIR ?= $(CURDIR)
 
 # setuptools for dependencies that come as source
 TOOLS  := cmake ninja 'scikit-build-core>=0.10.7' 'setuptools>=70.1'
-NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches native/src $(wildcard native/*/* native/*/*/*)
+NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches native/src $(shell find native -not -path "*/.*")
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 

@@ -15,7 +15,7 @@ function(pyselfextend_add_objects target)
     set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
     target_compile_features(${target} PRIVATE cxx_std_17)
     target_include_directories(${target} PRIVATE
-        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src" "${PROJECT_SOURCE_DIR}/native/src/kernel"
+        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src"
         "${CMAKE_BINARY_DIR}/generated")
     # SYSTEM: warnings of upstream headers are upstream's
     target_include_directories(${target} SYSTEM PRIVATE
@@ -32,7 +32,7 @@ function(pyselfextend_add_engine)
 
     # Patched files include our headers.
     target_include_directories(llama PRIVATE
-        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src" "${PROJECT_SOURCE_DIR}/native/src/kernel")
+        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src")
 endfunction()
 
 # The CPU kernel sees what the CPU backend's sources see, and is compiled with its instructions. Those of ops-avx2.cpp and
@@ -63,7 +63,7 @@ function(pyselfextend_add_kernel)
             set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
         endif()
         foreach(set avx2 avx512)
-            set_property(SOURCE native/src/kernel/ops-${set}.cpp APPEND PROPERTY COMPILE_OPTIONS ${${set}})
+            set_property(SOURCE native/src/attention/cpu/ops-${set}.cpp APPEND PROPERTY COMPILE_OPTIONS ${${set}})
         endforeach()
     endif()
 endfunction()

@@ -4,7 +4,7 @@ function(pyselfextend_add_program name)
     add_executable(${name} "${PROJECT_SOURCE_DIR}/native/tests/${name}.cpp" ${ARGN})
     target_compile_features(${name} PRIVATE cxx_std_17)
     target_include_directories(${name} PRIVATE
-        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src" "${PROJECT_SOURCE_DIR}/native/src/kernel")
+        "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src")
     target_include_directories(${name} SYSTEM PRIVATE
         "${LLAMA_CPP_DIR}/src" "${LLAMA_CPP_DIR}/ggml/src" "${LLAMA_CPP_DIR}/ggml/src/ggml-cpu")
     target_link_libraries(${name} PRIVATE ggml)

@@ -7,7 +7,7 @@
 // shape      only those whose line begins with this: "SmolLM2-135M f16 4096 1"
 // method     only this one: ours, ours-v-trans, flash, not-flash; to be counted, not timed
 
-#include "llama-self-extend-kernel.h"
+#include "attention/cpu/llama-self-extend-attn-cpu.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -197,8 +197,8 @@ static problem make(const shape & sh, method m, int64_t n_layer) {
         pr.ranges[t].far_end    = far1;
         pr.ranges[t].near_begin = near0;
         pr.ranges[t].near_end   = near1;
-        pr.ranges[t].far_dense  = true;
-        pr.ranges[t].near_dense = true;
+        pr.ranges[t].far_dense  = 1;
+        pr.ranges[t].near_dense = 1;
 
         auto * row = (ggml_fp16_t *) mask->data + t*n_mask;
         for (int64_t j = 0; j < n_mask; ++j) {
@@ -212,7 +212,6 @@ static problem make(const shape & sh, method m, int64_t n_layer) {
 
     pr.params = std::make_unique<llama_self_extend_attn_params>();
 
-    pr.params->scale  = scale;
     pr.params->ranges = pr.ranges.data();
 
     pr.gf = ggml_new_graph_custom(ctx, 1024, false);
@@ -230,7 +229,8 @@ static problem make(const shape & sh, method m, int64_t n_layer) {
         ggml_tensor * cur;
 
         if (ours) {
-            cur = llama_self_extend_attn_build(ctx, q, k, v, q, new_k(n_near), new_v(n_near), mask, nullptr, nullptr, nullptr, pr.params.get());
+            cur = llama_self_extend_attn_build(ctx, q, k, v, q, new_k(n_near), new_v(n_near), mask, nullptr, nullptr, nullptr,
+                    scale, 0.0f, pr.params.get());
         } else if (m == FLASH) {
             cur = ggml_flash_attn_ext(ctx, permute(ctx, q), permute(ctx, k), permute(ctx, v), mask, scale, 0.0f, 0.0f);
             ggml_prec_set_acc(cur, GGML_PREC_F32);

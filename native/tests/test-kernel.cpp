@@ -1,8 +1,8 @@
 // the fused kernel against one softmax over both parts in double precision, on random shapes
 
-#include "llama-self-extend-kernel.h"
+#include "attention/cpu/llama-self-extend-attn-cpu.h"
 
-#include "ops.h"
+#include "attention/cpu/ops.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -335,12 +335,13 @@ static std::vector<double> run(const test_case & tc, ggml_backend_t backend, uin
 
     llama_self_extend_attn_params params;
 
-    params.scale         = 1.0f/std::sqrt(float(tc.n_embd_k));
-    params.logit_softcap = tc.softcap;
-    params.ranges        = ranges.data();
+    params.ranges = ranges.data();
+
+    const float scale = 1.0f/std::sqrt(float(tc.n_embd_k));
 
     ggml_tensor * out = llama_self_extend_attn_build(mem.ctx.get(),
-            parts[0].q, parts[0].k, parts[0].v, parts[1].q, parts[1].k, parts[1].v, mask, k_new, v_new, sinks, &params);
+            parts[0].q, parts[0].k, parts[0].v, parts[1].q, parts[1].k, parts[1].v, mask, k_new, v_new, sinks,
+            scale, tc.softcap, &params);
 
     ggml_cgraph * gf = ggml_new_graph(mem.ctx.get());
     ggml_build_forward_expand(gf, out);
@@ -365,7 +366,7 @@ static std::vector<double> run(const test_case & tc, ggml_backend_t backend, uin
 
     std::vector<std::vector<double>> expected; // [n_tokens*n_head]
     for (int64_t i = 0; i < n_tokens*n_head; ++i) {
-        expected.push_back(expect(tc, parts, live[i/n_head], i/n_head, i%n_head, params.scale, sinks_val[i%n_head]));
+        expected.push_back(expect(tc, parts, live[i/n_head], i/n_head, i%n_head, scale, sinks_val[i%n_head]));
     }
 
     std::vector<double> err_max;

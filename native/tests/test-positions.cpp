@@ -1,6 +1,6 @@
 // the arithmetic against its definition, pair by pair
 
-#include "llama-self-extend-positions.h"
+#include "positions/llama-self-extend-positions.h"
 
 #include <algorithm>
 #include <cstdint>

@@ -1,6 +1,6 @@
-#include "llama-self-extend-kernel.h"
+#include "attention/cpu/llama-self-extend-attn-cpu.h"
 
-#include "ops.h"
+#include "attention/cpu/ops.h"
 
 #include "ggml-cpu.h"
 
@@ -78,7 +78,13 @@ struct attn_problem {
     bool few;
 
     explicit attn_problem(ggml_tensor * const * src) :
-        q { src[0], src[3] }, k { src[1], src[4] }, v { src[2], src[5] }, mask(src[6]), k_new(src[7]), v_new(src[8]), sinks(src[9]),
+        q { src[LLAMA_SELF_EXTEND_SRC_Q_FAR], src[LLAMA_SELF_EXTEND_SRC_Q_NEAR] },
+        k { src[LLAMA_SELF_EXTEND_SRC_K_FAR], src[LLAMA_SELF_EXTEND_SRC_K_NEAR] },
+        v { src[LLAMA_SELF_EXTEND_SRC_V_FAR], src[LLAMA_SELF_EXTEND_SRC_V_NEAR] },
+        mask (src[LLAMA_SELF_EXTEND_SRC_MASK]),
+        k_new(src[LLAMA_SELF_EXTEND_SRC_AUX_0]),
+        v_new(src[LLAMA_SELF_EXTEND_SRC_AUX_1]),
+        sinks(src[LLAMA_SELF_EXTEND_SRC_SINKS]),
         n_embd_k (q[FAR]->ne[0]),
         n_embd_v (0),
         n_head   (q[FAR]->ne[1]),
@@ -184,6 +190,7 @@ struct rows_of {
 struct attn_work {
     const attn_problem &                  pr;
     const llama_self_extend_attn_params & params;
+    const llama_self_extend_attn_op &     op;
     const llama_self_extend_ops &         ops;
 
     int64_t ldk; // n_embd_k and n_embd_v, padded to whole vectors
@@ -198,9 +205,9 @@ struct attn_work {
     float * v; // [n_cells, ldv] or [n_embd_v, n_cells]
 
     // n_rows: of a tile, n_cells: worked on together
-    attn_work(const attn_problem & pr, const llama_self_extend_attn_params & params, const llama_self_extend_ops & ops,
-            int64_t n_rows, int64_t n_cells) :
-        pr(pr), params(params), ops(ops), ldk(pad(pr.n_embd_k, ops.n_vec)), ldv(pad(pr.n_embd_v, ops.n_vec)) {
+    attn_work(const attn_problem & pr, const llama_self_extend_attn_params & params, const llama_self_extend_attn_op & op,
+            const llama_self_extend_ops & ops, int64_t n_rows, int64_t n_cells) :
+        pr(pr), params(params), op(op), ops(ops), ldk(pad(pr.n_embd_k, ops.n_vec)), ldv(pad(pr.n_embd_v, ops.n_vec)) {
         n_rows = pad(n_rows, ops.n_vec);
 
         // a custom node has no work buffer of its own
@@ -238,12 +245,12 @@ struct attn_work {
 
     // what the scores are multiplied by is in Q already
     float q_scale() const {
-        return params.logit_softcap != 0.0f ? params.scale/params.logit_softcap : params.scale*LOG2_E;
+        return op.logit_softcap != 0.0f ? op.scale/op.logit_softcap : op.scale*LOG2_E;
     }
 
     void softcap(float * x, int64_t n) const {
-        if (params.logit_softcap != 0.0f) {
-            ops.softcap(x, n, params.logit_softcap*LOG2_E);
+        if (op.logit_softcap != 0.0f) {
+            ops.softcap(x, n, op.logit_softcap*LOG2_E);
         }
     }
 
@@ -734,7 +741,10 @@ void compute_attn(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const int64_t n_head_kv_tile = pr.few ? pr.n_head_kv : 1;
     const int64_t n_tiles_tokens = div_up(pr.n_tps, n_tokens_tile);
 
-    attn_work w(pr, params, ops, n_tokens_tile*n_head_kv_tile*pr.n_gqa, pr.few ? N_CELLS_FEW : N_CELLS_MANY);
+    llama_self_extend_attn_op op;
+    GGML_ASSERT(llama_self_extend_attn_get_op(dst, op));
+
+    attn_work w(pr, params, op, ops, n_tokens_tile*n_head_kv_tile*pr.n_gqa, pr.few ? N_CELLS_FEW : N_CELLS_MANY);
 
     for (;;) {
         const int64_t i = params.n_taken.fetch_add(1, std::memory_order_relaxed);
@@ -813,10 +823,12 @@ ggml_tensor * llama_self_extend_attn_build(
         ggml_tensor  * k_new,
         ggml_tensor  * v_new,
         ggml_tensor  * sinks,
+        float          scale,
+        float          logit_softcap,
         llama_self_extend_attn_params * params) {
     ggml_tensor * args[] = { q_far, k_far, v_far, q_near, k_near, v_near, mask, k_new, v_new, sinks };
 
-    static_assert(std::size(args) <= GGML_MAX_SRC, "too many sources for a node");
+    static_assert(std::size(args) == LLAMA_SELF_EXTEND_N_SRC, "sources of the node");
 
     const attn_problem pr(args);
 
@@ -847,12 +859,8 @@ ggml_tensor * llama_self_extend_attn_build(
         params->n_arrived = std::make_unique<std::atomic<int32_t>[]>(pr.n_tiles(pr.n_tokens_tile_max()));
     }
 
-    ggml_tensor * node = ggml_custom_4d(ctx, GGML_TYPE_F32,
-            pr.n_result() + (n_pieces > 1 ? pr.n_partial()*pr.n_head*pr.n_tokens*n_pieces : 0), 1, 1, 1,
-            nullptr, 0, compute_attn, GGML_N_TASKS_MAX, params);
-
-    // ggml_custom_4d() takes one source less than a node can have
-    std::copy(std::begin(args), std::end(args), node->src);
+    ggml_tensor * node = llama_self_extend_attn_new_node(ctx, args, scale, logit_softcap, pr.n_embd_v,
+            n_pieces > 1 ? pr.n_partial()*pr.n_head*pr.n_tokens*n_pieces : 0, compute_attn, params);
 
     return ggml_view_3d(ctx, node, pr.n_embd_v, pr.n_head, pr.n_tokens,
             pr.n_embd_v*sizeof(float), pr.n_embd_v*pr.n_head*sizeof(float), 0);

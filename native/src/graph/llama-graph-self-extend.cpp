@@ -1,6 +1,6 @@
-#include "llama-graph-self-extend.h"
+#include "graph/llama-graph-self-extend.h"
 
-#include "llama-kv-cache-self-extend.h"
+#include "cache/llama-kv-cache-self-extend.h"
 
 #include "llama-batch.h"
 #include "llama-impl.h"
@@ -130,14 +130,13 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
 
     auto & params = *attn_params.emplace_back(std::make_unique<llama_self_extend_attn_params>());
 
-    params.scale         = kq_scale;
-    params.logit_softcap = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
-    params.ranges        = ranges.data();
+    params.ranges = ranges.data();
 
     ggml_tensor * cur = llama_self_extend_attn_build(ctx0,
             q,      far ->get_k(ctx0, il), far ->get_v(ctx0, il),
             q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
-            mask, stores ? k_near : nullptr, stores ? v_cur : nullptr, sinks, &params);
+            mask, stores ? k_near : nullptr, stores ? v_cur : nullptr, sinks,
+            kq_scale, hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f, &params);
 
     gctx.cb(cur, "kqv_self_extend", il);
 
@@ -384,7 +383,7 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
 
         const int32_t near_new = slot_near.idxs[i/slot_near.size()][i%slot_near.size()];
 
-        ranges[i] = { far.begin, far.end, near.begin, near.end, far.dense, near.dense, near_new };
+        ranges[i] = { far.begin, far.end, near.begin, near.end, far.dense, near.dense, near_new, 0 };
     }
 
     llama_self_extend_rope_set_pos(pos_q, frames_q.data(), frames_q.size());

@@ -1,6 +1,6 @@
-#include "llama-kv-cache-self-extend.h"
+#include "cache/llama-kv-cache-self-extend.h"
 
-#include "llama-self-extend-state.h"
+#include "state/llama-self-extend-state.h"
 
 #include "llama-impl.h"
 #include "llama-model.h"

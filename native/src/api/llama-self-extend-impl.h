@@ -1,7 +1,7 @@
 #pragma once
 
 #include "llama-self-extend.h"
-#include "llama-self-extend-positions.h"
+#include "positions/llama-self-extend-positions.h"
 
 #include "llama-impl.h"
 

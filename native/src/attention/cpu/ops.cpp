@@ -1,4 +1,4 @@
-#include "ops.h"
+#include "attention/cpu/ops.h"
 
 #if defined(_MSC_VER)
 #include <intrin.h>

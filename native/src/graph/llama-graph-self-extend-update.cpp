@@ -1,6 +1,6 @@
-#include "llama-graph-self-extend-update.h"
+#include "graph/llama-graph-self-extend-update.h"
 
-#include "llama-kv-cache-self-extend.h"
+#include "cache/llama-kv-cache-self-extend.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"

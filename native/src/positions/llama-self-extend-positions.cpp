@@ -1,4 +1,4 @@
-#include "llama-self-extend-positions.h"
+#include "positions/llama-self-extend-positions.h"
 
 #include <algorithm>
 

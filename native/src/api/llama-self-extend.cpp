@@ -1,8 +1,8 @@
-#include "llama-self-extend-impl.h"
+#include "api/llama-self-extend-impl.h"
 
-#include "llama-kv-cache-self-extend.h"
+#include "cache/llama-kv-cache-self-extend.h"
 #include "llama-self-extend-build.h"
-#include "llama-self-extend-kernel.h"
+#include "attention/cpu/llama-self-extend-attn-cpu.h"
 
 #include "llama-arch.h"
 #include "llama-context.h"

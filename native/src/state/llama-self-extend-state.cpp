@@ -1,6 +1,6 @@
-#include "llama-self-extend-state.h"
+#include "state/llama-self-extend-state.h"
 
-#include "llama-self-extend-impl.h"
+#include "api/llama-self-extend-impl.h"
 
 #include "llama-model.h"
 

@@ -1,4 +1,4 @@
-#include "llama-self-extend-rope.h"
+#include "rope/llama-self-extend-rope.h"
 
 #include "ggml-backend.h"
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "llama-self-extend-kernel.h"
+#include "attention/cpu/llama-self-extend-attn-cpu.h"
 
 #include "llama-graph.h"
 

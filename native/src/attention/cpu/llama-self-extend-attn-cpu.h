@@ -1,5 +1,7 @@
 #pragma once
 
+#include "attention/llama-self-extend-attn.h"
+
 #include "ggml.h"
 
 #include <atomic>
@@ -10,27 +12,10 @@
 // the fused attention on the CPU: one softmax over a far and a near set of (Q, K, V)
 //
 
-// the cells that a token may see lie within these, far and near counted separately
-struct llama_self_extend_range {
-    int32_t far_begin;
-    int32_t far_end;
-    int32_t near_begin;
-    int32_t near_end;
-
-    // all cells within are seen: the mask need not be read
-    bool far_dense;
-    bool near_dense;
-
-    int32_t near_new; // the cell of the token itself
-};
-
 struct llama_self_extend_ops;
 
 // has to outlive the graph
 struct llama_self_extend_attn_params {
-    float scale         = 1.0f; // of the scores
-    float logit_softcap = 0.0f; // 0: none
-
     const llama_self_extend_range * ranges = nullptr; // [n_tokens], filled in before the graph is computed
 
     const llama_self_extend_ops * ops = nullptr; // nullptr: the best that the machine can run
@@ -41,15 +26,10 @@ struct llama_self_extend_attn_params {
     std::unique_ptr<std::atomic<int32_t>[]> n_arrived; // at each tile
 };
 
-// Attention of one layer. The returned node runs on the CPU backend only.
+// Attention of one layer, as a node that runs on the CPU backend only: the sources are those of llama-self-extend-attn.h, and
 //
-// q_far, q_near  F32 [n_embd_head_k, n_head, n_tokens]
-// k_far, k_near      [n_embd_head_k, n_head_kv, n_kv, n_stream]
-// v_far, v_near      [n_embd_head_v, n_head_kv, n_kv, n_stream], or transposed [n_kv, n_head_kv, n_embd_head_v, n_stream]
-// mask           F16 [n_kv_far + n_kv_near, n_tokens/n_stream, 1, n_stream], 0 or -INFINITY
 // k_new          F32 [n_embd_head_k, n_head_kv, n_tokens], stored into k_near before it is read: each token in the cell that
 // v_new          F32 [n_embd_head_v, n_head_kv, n_tokens]  its range names and that it sees. nullptr if they are there already
-// sinks          F32 [n_head] or nullptr
 //
 // returns        F32 [n_embd_head_v, n_head, n_tokens], a view of the node
 ggml_tensor * llama_self_extend_attn_build(
@@ -64,6 +44,8 @@ ggml_tensor * llama_self_extend_attn_build(
         ggml_tensor  * k_new,
         ggml_tensor  * v_new,
         ggml_tensor  * sinks,
+        float          scale,
+        float          logit_softcap,
         llama_self_extend_attn_params * params);
 
 // Can k_new and v_new be given? For few tokens, where two nodes less are worth it.

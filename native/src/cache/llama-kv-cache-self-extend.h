@@ -1,8 +1,8 @@
 #pragma once
 
-#include "llama-self-extend-impl.h"
-#include "llama-self-extend-rope.h"
-#include "llama-self-extend-state.h"
+#include "api/llama-self-extend-impl.h"
+#include "rope/llama-self-extend-rope.h"
+#include "state/llama-self-extend-state.h"
 
 #include "llama-kv-cache.h"
 #include "llama-kv-cache-iswa.h"

@@ -3,7 +3,7 @@
 // This is compiled with instructions that the machine may lack. Nothing here may have external linkage but the table, not
 // even by way of a template of the standard library: the linker keeps one copy of those, from whichever file it likes.
 
-#include "ops.h"
+#include "attention/cpu/ops.h"
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
