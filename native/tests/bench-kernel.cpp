@@ -229,8 +229,9 @@ static problem make(const shape & sh, method m, int64_t n_layer) {
         ggml_tensor * cur;
 
         if (ours) {
-            cur = llama_self_extend_attn_build(ctx, q, k, v, q, new_k(n_near), new_v(n_near), mask, nullptr, nullptr, nullptr,
-                    scale, 0.0f, pr.params.get());
+            ggml_tensor * const src[] = { q, k, v, q, new_k(n_near), new_v(n_near), mask, nullptr, nullptr, nullptr };
+
+            cur = llama_self_extend_attn_build(ctx, src, scale, 0.0f, pr.params.get());
         } else if (m == FLASH) {
             cur = ggml_flash_attn_ext(ctx, permute(ctx, q), permute(ctx, k), permute(ctx, v), mask, scale, 0.0f, 0.0f);
             ggml_prec_set_acc(cur, GGML_PREC_F32);

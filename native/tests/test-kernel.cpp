@@ -339,9 +339,11 @@ static std::vector<double> run(const test_case & tc, ggml_backend_t backend, uin
 
     const float scale = 1.0f/std::sqrt(float(tc.n_embd_k));
 
-    ggml_tensor * out = llama_self_extend_attn_build(mem.ctx.get(),
-            parts[0].q, parts[0].k, parts[0].v, parts[1].q, parts[1].k, parts[1].v, mask, k_new, v_new, sinks,
-            scale, tc.softcap, &params);
+    ggml_tensor * const src[] = {
+        parts[0].q, parts[0].k, parts[0].v, parts[1].q, parts[1].k, parts[1].v, mask, k_new, v_new, sinks,
+    };
+
+    ggml_tensor * out = llama_self_extend_attn_build(mem.ctx.get(), src, scale, tc.softcap, &params);
 
     ggml_cgraph * gf = ggml_new_graph(mem.ctx.get());
     ggml_build_forward_expand(gf, out);

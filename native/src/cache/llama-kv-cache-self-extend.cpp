@@ -51,11 +51,14 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
             !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified, size_near, cparams.n_seq_max, 1,
             0, LLAMA_SWA_TYPE_NONE, nullptr, filter, nullptr, nullptr, "near_");
 
-    if (config.attn == LLAMA_SELF_EXTEND_ATTN_FUSED) {
-        for (uint32_t il : layer_ids) {
-            if (!is_fused(il)) {
-                llama_self_extend_refuse("the fused attention was asked for, but the cache of layer %u is not in CPU memory", il);
-            }
+    ways.resize(model.hparams.n_layer_all, LLAMA_SELF_EXTEND_WAY_COMPOSED);
+
+    for (uint32_t il : layer_ids) {
+        ways[il] = llama_self_extend_find_way(*kv_far, *kv_near, model.hparams, cparams, config.attn, il);
+
+        if (config.attn == LLAMA_SELF_EXTEND_ATTN_FUSED && ways[il] == LLAMA_SELF_EXTEND_WAY_COMPOSED) {
+            llama_self_extend_refuse("the fused attention was asked for, but device '%s' does not have it for the cache of layer %u",
+                    ggml_backend_dev_name(llama_self_extend_dev_of(*kv_far, il)), il);
         }
     }
 }
@@ -64,13 +67,8 @@ bool llama_kv_cache_self_extend::is_extended(int32_t il) const {
     return std::find(layer_ids.begin(), layer_ids.end(), uint32_t(il)) != layer_ids.end();
 }
 
-bool llama_kv_cache_self_extend::is_fused(int32_t il) const {
-    if (config.attn == LLAMA_SELF_EXTEND_ATTN_COMPOSED) {
-        return false;
-    }
-
-    // the kernel is the CPU's. the scheduler would copy a cache in any other memory to it, for every token
-    return ggml_backend_buffer_get_type(kv_far->get_k_storage(il)->buffer) == ggml_backend_cpu_buffer_type();
+llama_self_extend_way llama_kv_cache_self_extend::get_way(int32_t il) const {
+    return ways[il];
 }
 
 const llama_self_extend_rope * llama_kv_cache_self_extend::get_rope(int32_t il) const {
@@ -597,7 +595,9 @@ static uint64_t n_bytes(const llama_memory_i & mem) {
 }
 
 llama_self_extend_info llama_kv_cache_self_extend::get_info() const {
-    const auto n_fused = std::count_if(layer_ids.begin(), layer_ids.end(), [&](uint32_t il) { return is_fused(il); });
+    const auto n_fused = std::count_if(layer_ids.begin(), layer_ids.end(), [&](uint32_t il) {
+        return ways[il] != LLAMA_SELF_EXTEND_WAY_COMPOSED;
+    });
 
     return {
         /*.ga_n             =*/ config.map.ga_n,

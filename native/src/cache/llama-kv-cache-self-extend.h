@@ -1,6 +1,7 @@
 #pragma once
 
 #include "api/llama-self-extend-impl.h"
+#include "cache/llama-kv-cache-self-extend-way.h"
 #include "rope/llama-self-extend-rope.h"
 #include "state/llama-self-extend-state.h"
 
@@ -86,8 +87,8 @@ public:
     // is the layer one of those whose attention is extended?
     bool is_extended(int32_t il) const;
 
-    // is the attention of a layer computed by the fused kernel?
-    bool is_fused(int32_t il) const;
+    // how the attention of a layer is computed
+    llama_self_extend_way get_way(int32_t il) const;
 
     // The RoPE of the keys of a layer, kept when a graph is built. nullptr: its keys cannot be turned
     const llama_self_extend_rope * get_rope(int32_t il) const;
@@ -114,6 +115,8 @@ private:
     std::unique_ptr<llama_kv_cache> kv_near;
 
     std::vector<uint32_t> layer_ids; // of the layers that are extended
+
+    std::vector<llama_self_extend_way> ways; // [n_layer]
 
     bool v_trans; // are the values stored transposed?
 

@@ -64,7 +64,7 @@ void llm_graph_input_self_extend::build_frames(
         mctx->get_kv()->set_rope(il, k_cur);
     }
 
-    stores = mctx->get_kv()->is_fused(il) && mctx->get_kv()->get_map().ga_w > 0 &&
+    stores = mctx->get_kv()->get_way(il) == LLAMA_SELF_EXTEND_WAY_CPU && mctx->get_kv()->get_map().ga_w > 0 &&
         llama_self_extend_attn_can_store(q_cur, mctx->get_near()->get_k(ctx0, il));
 
     const auto hadamard = [&](ggml_tensor * cur) { return k_rot ? llama_mul_mat_hadamard(ctx0, cur, k_rot) : cur; };
@@ -112,13 +112,25 @@ ggml_tensor * llm_graph_input_self_extend::build_attn(
         ggml_build_forward_expand(gctx.gf, mctx->get_near()->cpy_v(gctx.ctx0, v_cur, v_idxs, il));
     }
 
-    ggml_tensor * cur = mctx->get_kv()->is_fused(il) ?
-        build_attn_fused   (gctx, q, v_cur, sinks, kq_scale, il) :
-        build_attn_composed(gctx, q, sinks, kq_scale, il);
+    ggml_tensor * cur = mctx->get_kv()->get_way(il) != LLAMA_SELF_EXTEND_WAY_COMPOSED ?
+        build_attn_fused(gctx, q, v_cur, sinks, kq_scale, il) : nullptr;
+
+    if (!cur) {
+        cur = build_attn_composed(gctx, q, sinks, kq_scale, il);
+    }
 
     ggml_build_forward_expand(gctx.gf, cur);
 
     return cur;
+}
+
+static ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_dev_t dev) {
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        if (ggml_backend_get_device(ggml_backend_sched_get_backend(sched, i)) == dev) {
+            return ggml_backend_sched_get_backend(sched, i);
+        }
+    }
+    return nullptr;
 }
 
 ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
@@ -128,20 +140,41 @@ ggml_tensor * llm_graph_input_self_extend::build_attn_fused(
     const auto * far  = mctx->get_far ();
     const auto * near = mctx->get_near();
 
-    auto & params = *attn_params.emplace_back(std::make_unique<llama_self_extend_attn_params>());
+    ggml_tensor * k_far = far->get_k(ctx0, il);
 
-    params.ranges = ranges.data();
+    const auto  dev     = device_of(k_far);
+    const auto  backend = dev ? backend_of(gctx.sched, dev) : gctx.backend_cpu;
+    const float softcap = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
 
-    ggml_tensor * cur = llama_self_extend_attn_build(ctx0,
-            q,      far ->get_k(ctx0, il), far ->get_v(ctx0, il),
-            q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
-            mask, stores ? k_near : nullptr, stores ? v_cur : nullptr, sinks,
-            kq_scale, hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f, &params);
+    ggml_tensor * const src[LLAMA_SELF_EXTEND_N_SRC] = {
+        q,      k_far,                 far ->get_v(ctx0, il),
+        q_near, near->get_k(ctx0, il), near->get_v(ctx0, il),
+        mask,
+        dev ? bounds : stores ? k_near : nullptr,
+        stores ? v_cur : nullptr,
+        sinks,
+    };
+
+    ggml_tensor * cur;
+
+    if (dev) {
+        cur = backend ? llama_self_extend_attn_build_device(ctx0, dev, src, kq_scale, softcap) : nullptr;
+    } else {
+        auto & params = *attn_params.emplace_back(std::make_unique<llama_self_extend_attn_params>());
+
+        params.ranges = ranges.data();
+
+        cur = llama_self_extend_attn_build(ctx0, src, kq_scale, softcap, &params);
+    }
+
+    if (!cur) {
+        return nullptr;
+    }
 
     gctx.cb(cur, "kqv_self_extend", il);
 
-    // a backend may say that it supports every op. the kernel is a function of this process
-    ggml_backend_sched_set_tensor_backend(gctx.sched, cur->view_src, gctx.backend_cpu);
+    // other backends may say that they support every op
+    ggml_backend_sched_set_tensor_backend(gctx.sched, cur->view_src, backend);
 
     return ggml_reshape_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2]);
 }
@@ -287,6 +320,8 @@ llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context
     // the masks of both parts side by side: the composed way needs them in one row
     mask = input(ggml_new_tensor_4d(ctx0, GGML_TYPE_F16, n_far + n_near, n_tokens/n_stream, 1, n_stream), "self_extend_mask");
 
+    bounds = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*n_tokens + 2*n_stream), "self_extend_bounds");
+
     ranges.resize(n_tokens);
 }
 
@@ -330,6 +365,25 @@ static void get_cell_pos(std::vector<llama_pos> & dst, const llama_kv_cache & kv
     for (uint32_t j = 0; j < n_kv; ++j) {
         dst[j] = !cells.is_empty(j) && cells.seq_has(j, seq_id) ? cells.pos_get(j) : none;
     }
+}
+
+// the ranges, and for each stream where what its tokens see ends
+static void set_bounds(ggml_tensor * dst, const std::vector<llama_self_extend_range> & ranges, int64_t n_stream) {
+    const size_t n_tps = ranges.size()/n_stream;
+
+    std::vector<int32_t> ends(2*n_stream, 0);
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        int32_t & far  = ends[i/n_tps];
+        int32_t & near = ends[i/n_tps + n_stream];
+
+        far  = std::max(far,  GGML_PAD(ranges[i].far_end,  LLAMA_SELF_EXTEND_PAD_END));
+        near = std::max(near, GGML_PAD(ranges[i].near_end, LLAMA_SELF_EXTEND_PAD_END));
+    }
+
+    const size_t n_bytes = ranges.size()*sizeof(ranges[0]);
+
+    ggml_backend_tensor_set(dst, ranges.data(), 0,       n_bytes);
+    ggml_backend_tensor_set(dst, ends  .data(), n_bytes, ends.size()*sizeof(ends[0]));
 }
 
 void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
@@ -384,6 +438,10 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
         const int32_t near_new = slot_near.idxs[i/slot_near.size()][i%slot_near.size()];
 
         ranges[i] = { far.begin, far.end, near.begin, near.end, far.dense, near.dense, near_new, 0 };
+    }
+
+    if (bounds->buffer) {
+        set_bounds(bounds, ranges, mask->ne[3]);
     }
 
     llama_self_extend_rope_set_pos(pos_q, frames_q.data(), frames_q.size());

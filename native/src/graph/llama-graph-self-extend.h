@@ -43,6 +43,7 @@ public:
                     int   il);
 
 private:
+    // one node, nullptr if the device of the layer does not have it
     ggml_tensor * build_attn_fused   (const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * v_cur, ggml_tensor * sinks, float kq_scale, int il);
     ggml_tensor * build_attn_composed(const llm_graph_context & gctx, ggml_tensor * q, ggml_tensor * sinks, float kq_scale, int il);
 
@@ -60,6 +61,7 @@ private:
     ggml_tensor * k_idxs = nullptr; // I64 [n_batch]
     ggml_tensor * v_idxs = nullptr; // I64 [n_batch] or [n_batch*n_embd_v_gqa]
     ggml_tensor * mask   = nullptr; // F16 [n_far + n_near, n_batch/n_stream, 1, n_stream]
+    ggml_tensor * bounds = nullptr; // I32, the ranges for devices; left unallocated where no layer is fused on one
 
     const uint32_t n_far; // cells of each part
     const uint32_t n_near;

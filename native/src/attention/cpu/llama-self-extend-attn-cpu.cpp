@@ -812,45 +812,32 @@ bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor *
 }
 
 ggml_tensor * llama_self_extend_attn_build(
-        ggml_context * ctx,
-        ggml_tensor  * q_far,
-        ggml_tensor  * k_far,
-        ggml_tensor  * v_far,
-        ggml_tensor  * q_near,
-        ggml_tensor  * k_near,
-        ggml_tensor  * v_near,
-        ggml_tensor  * mask,
-        ggml_tensor  * k_new,
-        ggml_tensor  * v_new,
-        ggml_tensor  * sinks,
-        float          scale,
-        float          logit_softcap,
+        ggml_context                  * ctx,
+        ggml_tensor * const             src[LLAMA_SELF_EXTEND_N_SRC],
+        float                           scale,
+        float                           logit_softcap,
         llama_self_extend_attn_params * params) {
-    ggml_tensor * args[] = { q_far, k_far, v_far, q_near, k_near, v_near, mask, k_new, v_new, sinks };
-
-    static_assert(std::size(args) == LLAMA_SELF_EXTEND_N_SRC, "sources of the node");
-
-    const attn_problem pr(args);
+    const attn_problem pr(src);
 
     for (int part = 0; part < N_PARTS; ++part) {
         const ggml_tensor * q = pr.q[part];
         const ggml_tensor * k = pr.k[part];
         const ggml_tensor * v = pr.v[part];
 
-        GGML_ASSERT(q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && ggml_are_same_shape(q, q_far));
+        GGML_ASSERT(q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && ggml_are_same_shape(q, pr.q[FAR]));
         GGML_ASSERT(k->nb[0] == ggml_type_size(k->type) && k->ne[0] == pr.n_embd_k && k->ne[1] == pr.n_head_kv && k->ne[3] == pr.n_stream);
         GGML_ASSERT(v->nb[0] == ggml_type_size(v->type) && v->ne[1] == pr.n_head_kv && v->ne[3] == pr.n_stream);
         GGML_ASSERT((v->nb[1] > v->nb[2]) == pr.v_trans && v->ne[pr.v_trans ? 2 : 0] == pr.n_embd_v && v->ne[pr.v_trans ? 0 : 2] == k->ne[2]);
         GGML_ASSERT(!pr.v_trans || !ggml_is_quantized(v->type));
     }
     GGML_ASSERT(pr.n_head % pr.n_head_kv == 0 && pr.n_tokens % pr.n_stream == 0);
-    GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->ne[0] == k_far->ne[2] + k_near->ne[2] && mask->ne[1] == pr.n_tps && mask->ne[3] == pr.n_stream);
-    GGML_ASSERT(!sinks || (sinks->type == GGML_TYPE_F32 && sinks->ne[0] == pr.n_head));
+    GGML_ASSERT(pr.mask->type == GGML_TYPE_F16 && pr.mask->ne[0] == pr.k[FAR]->ne[2] + pr.k[NEAR]->ne[2] && pr.mask->ne[1] == pr.n_tps && pr.mask->ne[3] == pr.n_stream);
+    GGML_ASSERT(!pr.sinks || (pr.sinks->type == GGML_TYPE_F32 && pr.sinks->ne[0] == pr.n_head));
 
-    if (k_new) {
-        GGML_ASSERT(pr.few && k_new->type == GGML_TYPE_F32 && v_new->type == GGML_TYPE_F32);
-        GGML_ASSERT(k_new->nb[0] == sizeof(float) && k_new->ne[0] == pr.n_embd_k && k_new->ne[1] == pr.n_head_kv && k_new->ne[2] == pr.n_tokens);
-        GGML_ASSERT(v_new->nb[0] == sizeof(float) && v_new->ne[0] == pr.n_embd_v && v_new->ne[1] == pr.n_head_kv && v_new->ne[2] == pr.n_tokens);
+    if (pr.k_new) {
+        GGML_ASSERT(pr.few && pr.k_new->type == GGML_TYPE_F32 && pr.v_new->type == GGML_TYPE_F32);
+        GGML_ASSERT(pr.k_new->nb[0] == sizeof(float) && pr.k_new->ne[0] == pr.n_embd_k && pr.k_new->ne[1] == pr.n_head_kv && pr.k_new->ne[2] == pr.n_tokens);
+        GGML_ASSERT(pr.v_new->nb[0] == sizeof(float) && pr.v_new->ne[0] == pr.n_embd_v && pr.v_new->ne[1] == pr.n_head_kv && pr.v_new->ne[2] == pr.n_tokens);
     }
 
     const int64_t n_pieces = pr.n_pieces_max();
@@ -859,7 +846,7 @@ ggml_tensor * llama_self_extend_attn_build(
         params->n_arrived = std::make_unique<std::atomic<int32_t>[]>(pr.n_tiles(pr.n_tokens_tile_max()));
     }
 
-    ggml_tensor * node = llama_self_extend_attn_new_node(ctx, args, scale, logit_softcap, pr.n_embd_v,
+    ggml_tensor * node = llama_self_extend_attn_new_node(ctx, src, scale, logit_softcap, pr.n_embd_v,
             n_pieces > 1 ? pr.n_partial()*pr.n_head*pr.n_tokens*n_pieces : 0, compute_attn, params);
 
     return ggml_view_3d(ctx, node, pr.n_embd_v, pr.n_head, pr.n_tokens,

@@ -26,29 +26,17 @@ struct llama_self_extend_attn_params {
     std::unique_ptr<std::atomic<int32_t>[]> n_arrived; // at each tile
 };
 
-// Attention of one layer, as a node that runs on the CPU backend only: the sources are those of llama-self-extend-attn.h, and
-//
-// k_new          F32 [n_embd_head_k, n_head_kv, n_tokens], stored into k_near before it is read: each token in the cell that
-// v_new          F32 [n_embd_head_v, n_head_kv, n_tokens]  its range names and that it sees. nullptr if they are there already
-//
-// returns        F32 [n_embd_head_v, n_head, n_tokens], a view of the node
+// The node of one layer, for the CPU backend. The new near keys and values, F32 [n_embd_head, n_head_kv, n_tokens], are stored
+// before they are read: each token in the cell that its range names and that it sees. nullptr if they are there already.
+// returns F32 [n_embd_head_v, n_head, n_tokens], a view of the node
 ggml_tensor * llama_self_extend_attn_build(
-        ggml_context * ctx,
-        ggml_tensor  * q_far,
-        ggml_tensor  * k_far,
-        ggml_tensor  * v_far,
-        ggml_tensor  * q_near,
-        ggml_tensor  * k_near,
-        ggml_tensor  * v_near,
-        ggml_tensor  * mask,
-        ggml_tensor  * k_new,
-        ggml_tensor  * v_new,
-        ggml_tensor  * sinks,
-        float          scale,
-        float          logit_softcap,
+        ggml_context                  * ctx,
+        ggml_tensor * const             src[LLAMA_SELF_EXTEND_N_SRC],
+        float                           scale,
+        float                           logit_softcap,
         llama_self_extend_attn_params * params);
 
-// Can k_new and v_new be given? For few tokens, where two nodes less are worth it.
+// Can the new keys and values be given? For few tokens, where two nodes less are worth it.
 bool llama_self_extend_attn_can_store(const ggml_tensor * q, const ggml_tensor * k);
 
 // The instructions that it uses on this machine: "avx512", "avx2", "neon" or "portable".
