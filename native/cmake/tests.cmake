@@ -15,12 +15,13 @@ function(pyselfextend_add_programs)
     pyselfextend_add_program(test-positions)
     target_link_libraries(test-positions PRIVATE llama)
 
+    pyselfextend_add_program(test-schedule)
     pyselfextend_add_program(test-kernel  $<TARGET_OBJECTS:llama-self-extend-kernel>)
     pyselfextend_add_program(bench-kernel $<TARGET_OBJECTS:llama-self-extend-kernel>)
     # ggml's vectors, for the peak of the machine
     target_compile_options(bench-kernel PRIVATE $<TARGET_PROPERTY:ggml-cpu,COMPILE_OPTIONS>)
 
-    foreach(test test-positions test-kernel)
+    foreach(test test-positions test-schedule test-kernel)
         add_test(NAME ${test} COMMAND ${test})
     endforeach()
 endfunction()
