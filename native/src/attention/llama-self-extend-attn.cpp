@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+bool llama_self_extend_attn_is_offered(ggml_backend_buffer_type_t buft) {
+    return buft == ggml_backend_cpu_buffer_type();
+}
+
 ggml_tensor * llama_self_extend_attn_new_node(
         ggml_context       * ctx,
         ggml_tensor * const  src[LLAMA_SELF_EXTEND_N_SRC],

@@ -99,6 +99,10 @@ inline void llama_self_extend_attn_set_op(ggml_tensor * node, float scale, float
 // The sources need shapes, types and strides, no memory.
 typedef int64_t (*llama_self_extend_attn_n_work_t)(ggml_backend_dev_t dev, const ggml_tensor * node);
 
+// Is the fused attention offered where a cache lies in buffers of this type? Anywhere else the scheduler would copy the cache to
+// it, for every token.
+bool llama_self_extend_attn_is_offered(ggml_backend_buffer_type_t buft);
+
 //
 // building it
 //
