@@ -26,8 +26,8 @@ extern "C" {
 
     // how the attention over the two parts is computed; the result is the same up to rounding
     enum llama_self_extend_attn {
-        LLAMA_SELF_EXTEND_ATTN_AUTO     = 0, // fused for layers whose cache is in CPU memory, composed for the others
-        LLAMA_SELF_EXTEND_ATTN_FUSED    = 1, // one kernel over both parts; refused if a layer's cache is not in CPU memory
+        LLAMA_SELF_EXTEND_ATTN_AUTO     = 0, // fused for layers whose cache lies where that can be done, composed for the others
+        LLAMA_SELF_EXTEND_ATTN_FUSED    = 1, // one kernel over both parts; refused if a layer's cache lies where there is none
         LLAMA_SELF_EXTEND_ATTN_COMPOSED = 2, // stock ggml operators, on any backend
     };
 
@@ -70,6 +70,29 @@ extern "C" {
 
     // Fill in what is in force in a context. Returns false if the context is plain; *info is then set to zero.
     LLAMA_API bool llama_self_extend_get_info(const struct llama_context * ctx, struct llama_self_extend_info * info);
+
+    struct llama_self_extend_layer {
+        enum llama_self_extend_attn attn;   // FUSED or COMPOSED
+        const char *                device; // ggml's name of the device that computes it, e.g. "CPU" or "CUDA0"
+    };
+
+    // Fill in how a layer's attention is computed. Returns false, and sets *layer to zero, if it is not extended:
+    // all layers of a plain context, and those with a window of their own.
+    LLAMA_API bool llama_self_extend_get_layer(const struct llama_context * ctx, int32_t il, struct llama_self_extend_layer * layer);
+
+    // memory on a device, in bytes
+    struct llama_self_extend_memory {
+        const char * device; // ggml's name; main memory is "CPU", whoever it was allocated for
+        uint64_t n_bytes_model;
+        uint64_t n_bytes_cache;
+        uint64_t n_bytes_compute;
+    };
+
+    // Fill in the first n_max devices that a context, also a plain one, has memory on. Returns how many there are.
+    LLAMA_API int32_t llama_self_extend_get_memory(const struct llama_context * ctx, struct llama_self_extend_memory * memory, int32_t n_max);
+
+    // Does a device offer the fused attention, of the shapes that it supports? By ggml's name of the device.
+    LLAMA_API bool llama_self_extend_device_is_fused(const char * device);
 
     // What this library was built from, as a JSON object of strings:
     //   version, build_id, llama_cpp_python, llama_cpp_sha256, llama_cpp_commit, patches, patches_sha256

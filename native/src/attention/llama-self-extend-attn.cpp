@@ -24,6 +24,10 @@ ggml_tensor * llama_self_extend_attn_new_node(
     return node;
 }
 
+llama_self_extend_attn_n_work_t llama_self_extend_attn_get_n_work(ggml_backend_dev_t dev) {
+    return (llama_self_extend_attn_n_work_t) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), LLAMA_SELF_EXTEND_ATTN_PROC);
+}
+
 // a device's own code runs in its place
 static void not_on_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     GGML_UNUSED(ith);
@@ -38,8 +42,7 @@ ggml_tensor * llama_self_extend_attn_build_device(
         ggml_tensor * const  src[LLAMA_SELF_EXTEND_N_SRC],
         float                scale,
         float                logit_softcap) {
-    const auto n_work = (llama_self_extend_attn_n_work_t) ggml_backend_reg_get_proc_address(
-            ggml_backend_dev_backend_reg(dev), LLAMA_SELF_EXTEND_ATTN_PROC);
+    const auto n_work = llama_self_extend_attn_get_n_work(dev);
 
     const ggml_tensor * q = src[LLAMA_SELF_EXTEND_SRC_Q_FAR];
     const ggml_tensor * v = src[LLAMA_SELF_EXTEND_SRC_V_FAR];

@@ -99,6 +99,10 @@ inline void llama_self_extend_attn_set_op(ggml_tensor * node, float scale, float
 // The sources need shapes, types and strides, no memory.
 typedef int64_t (*llama_self_extend_attn_n_work_t)(ggml_backend_dev_t dev, const ggml_tensor * node);
 
+// nullptr: the device's backend does not offer it
+llama_self_extend_attn_n_work_t llama_self_extend_attn_get_n_work(ggml_backend_dev_t dev);
+
+
 //
 // building it
 //

@@ -1,6 +1,6 @@
 #include "cache/llama-kv-cache-self-extend.h"
 
-#include "graph/llama-graph-self-extend-update.h"
+#include "attention/llama-self-extend-attn.h"
 
 #include "llama-batch.h"
 #include "llama-cparams.h"
@@ -23,8 +23,9 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
                       const llama_model & model,
                     const llama_cparams & cparams,
          const llama_self_extend_config & config,
+                             restore_cb   compute_restore,
                        llama_memory_ptr   mem_new) :
-    model(model), config(config), mem(std::move(mem_new)),
+    model(model), config(config), compute_restore(compute_restore), mem(std::move(mem_new)),
     kv_iswa(dynamic_cast<llama_kv_cache_iswa *>(mem.get())),
     kv_far (kv_iswa ? kv_iswa->get_base() : dynamic_cast<llama_kv_cache *>(mem.get())),
     layer_ids(kv_far->get_layer_ids()),
@@ -191,7 +192,7 @@ bool llama_kv_cache_self_extend::restore_near(llama_context * lctx) {
 
             const auto sinfo = find_near(ubatch);
 
-            if (sinfo.empty() || !llama_self_extend_restore_near(*this, lctx, ubatch, sinfo, cells_far)) {
+            if (sinfo.empty() || !compute_restore(*this, lctx, ubatch, sinfo, cells_far)) {
                 LLAMA_LOG_ERROR("%s: failed to restore the window of sequence %d\n", __func__, s);
                 return false;
             }

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "api/llama-self-extend-impl.h"
 #include "cache/llama-kv-cache-self-extend-way.h"
+#include "params/llama-self-extend-params.h"
 #include "rope/llama-self-extend-rope.h"
 #include "state/llama-self-extend-state.h"
 
@@ -24,11 +24,25 @@
 
 class llama_kv_cache_self_extend : public llama_memory_i {
 public:
+    // Computes a graph that stores the keys and values of cells of the far part in cells of the near part, with the keys turned to
+    // their own positions. Handed in, since graphs are made of the cache and not the other way round.
+    // ubatch: positions of one sequence, not applied yet
+    // sinfo: their cells in the near part
+    // cells_far [n_tokens]: their cells in the far part
+    // returns false if the graph cannot be computed
+    using restore_cb = bool (*)(
+            const llama_kv_cache_self_extend & kv,
+                               llama_context * lctx,
+                          const llama_ubatch & ubatch,
+             const llama_kv_cache::slot_info & sinfo,
+                 const std::vector<uint32_t> & cells_far);
+
     // mem: a llama_kv_cache or a llama_kv_cache_iswa
     llama_kv_cache_self_extend(
                           const llama_model & model,
                         const llama_cparams & cparams,
              const llama_self_extend_config & config,
+                                 restore_cb   compute_restore,
                            llama_memory_ptr   mem);
 
     ~llama_kv_cache_self_extend() = default;
@@ -106,6 +120,8 @@ private:
     const llama_model & model;
 
     const llama_self_extend_config config;
+
+    const restore_cb compute_restore;
 
     const llama_memory_ptr mem;
 

@@ -5,18 +5,20 @@
 #include <cstdint>
 #include <vector>
 
+struct ggml_cgraph;
 struct llama_context;
-class  llama_kv_cache_self_extend;
+
+class llama_kv_cache_self_extend;
+class llm_graph_result;
 
 //
 // graphs that turn cached keys: all of it happens where the cache lies
 //
 
-// Store the keys and values of cells of the far part in cells of the near part, with the keys turned to their own positions.
-// ubatch: positions of one sequence, not applied yet
-// sinfo: their cells in the near part
-// cells_far [n_tokens]: their cells in the far part
-// returns false if the graph cannot be computed
+// The graph that carries out pending shifts of one part of our cache, nullptr if kv is none of ours.
+ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm_graph_result * res, llama_context * lctx);
+
+// What the cache restores the near part with: see llama_kv_cache_self_extend::restore_cb
 bool llama_self_extend_restore_near(
         const llama_kv_cache_self_extend & kv,
                            llama_context * lctx,

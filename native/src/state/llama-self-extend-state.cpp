@@ -1,6 +1,6 @@
 #include "state/llama-self-extend-state.h"
 
-#include "api/llama-self-extend-impl.h"
+#include "params/llama-self-extend-params.h"
 
 #include "llama-model.h"
 

@@ -6,19 +6,11 @@
 #include "llama-impl.h"
 
 #include <cstdint>
-#include <memory>
 
-struct ggml_cgraph;
-struct llama_context;
-struct llama_cparams;
-struct llama_memory_i;
 struct llama_model;
 
-class llama_kv_cache;
-class llm_graph_result;
-
 //
-// what the patched llama.cpp calls
+// the parameters of the next context, per thread, and why they were refused
 //
 
 // the parameters of a context, checked against its model
@@ -40,18 +32,8 @@ struct llama_self_extend_scope {
     bool ok = true; // false: the parameters do not fit, the reason has been logged
 };
 
-// Takes over the memory that llama_model::create_memory() made.
-// Returns it as it is for a plain context. Throws if it is not a KV cache, or its keys are not rotated.
-llama_memory_i * llama_self_extend_init_memory(llama_memory_i * mem, const llama_model & model, const llama_cparams & cparams);
-
-// How many nodes SelfExtend adds to a compute graph at the most, 0 for a plain context.
-uint32_t llama_self_extend_n_nodes(const llama_memory_i * mem);
-
-// The graph that carries out pending shifts of one part of our cache, nullptr if kv is none of ours.
-ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm_graph_result * res, llama_context * lctx);
-
-// Carry out what is pending before a state is written: it holds no pending copies or shifts. Nothing for a plain context.
-void llama_self_extend_update(llama_context & lctx);
+// The parameters of the context that the calling thread is creating, nullptr if it is a plain one.
+const llama_self_extend_config * llama_self_extend_get_active();
 
 // Keep the reason for llama_self_extend_last_error(), then throw it.
 [[noreturn]]
