@@ -336,8 +336,10 @@ void launch::run_parts() {
 
     const int64_t nb_q_part = (const char *) q_near.data - (const char *) q_far.data;
 
-    const bool is_one =
-        n_stream == 1 && n_tiles_tokens == 1 && q_far.nb[1] == q_near.nb[1] && q_far.nb[2] == q_near.nb[2] &&
+    const auto same_strides = [](const auto & a, const auto & b) { return a.nb[1] == b.nb[1] && a.nb[2] == b.nb[2]; };
+
+    const bool is_one = n_stream == 1 && n_tiles_tokens == 1 &&
+        same_strides(q_far, q_near) && same_strides(k[FAR], k[NEAR]) && same_strides(v[FAR], v[NEAR]) &&
         nb_q_part >= std::numeric_limits<int32_t>::min() && nb_q_part <= std::numeric_limits<int32_t>::max();
 
     const int n_sequences = is_one ? N_PARTS : n_stream; // of a launch

@@ -117,7 +117,7 @@ static __global__ void llama_self_extend_find_columns(
         sums[threadIdx.x] = n;
         __syncthreads();
         for (int d = 1; d < N; d *= 2) {
-            const int add = threadIdx.x >= d ? sums[threadIdx.x - d] : 0;
+            const int add = int(threadIdx.x) >= d ? sums[threadIdx.x - d] : 0;
             __syncthreads();
             sums[threadIdx.x] += add;
             __syncthreads();
