@@ -121,7 +121,8 @@ endef
 
 # $(call test-device,BACKEND,CMAKE OPTIONS)
 define test-device
-	$(call build,$(1),llama,$(2) $(CMAKE_ARGS))
+	$(call build,$(1),llama test-attn-device,-D PYSELFEXTEND_BUILD_TESTS=ON $(2) $(CMAKE_ARGS))
+	$(VENV)/bin/ctest --test-dir build/$(1) --output-on-failure --no-tests=error -R '^test-attn-device$$'
 	PYSELFEXTEND_LIB=build/$(1)/bin PYSELFEXTEND_DEVICE=$(1) $(PY) -m pytest tests/test_devices.py
 endef
 

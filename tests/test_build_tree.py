@@ -305,14 +305,33 @@ def test_download_of_something_else(tree: Tree, tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_stock_library_needs_a_series_without_headers(tree: Tree) -> None:
-    header = tree.patches / "header.patch"
-    header.write_text(patch("src/llama-context.h", CONTEXT, "int n_seq = 1;", "int n_seq = 2;"))
+def add_stock(tree: Tree, file: str) -> Result:
+    """The stock library of a series that changes this file."""
+    series = tree.patches / "series.patch"
+    series.write_text(patch(file, CONTEXT, "int n_seq = 1;", "int n_seq = 2;"))
     script = tree.root / "stock.cmake"
     script.write_text(
-        f'include("{SCRIPTS}/apply.cmake")\ninclude("{SCRIPTS}/stock.cmake")\npyselfextend_add_stock("{header}")\n'
+        f'include("{SCRIPTS}/apply.cmake")\ninclude("{SCRIPTS}/stock.cmake")\n'
+        f'function(add_library name type)\nmessage(FATAL_ERROR "${{name}} of ${{ARGN}}.")\nendfunction()\n'
+        f'pyselfextend_add_stock("{series}")\n'
     )
-    assert "changes src/*.cpp only" in said(run_script(script))
+    return run_script(script, LLAMA_CPP_STOCK_DIR="stock")
+
+
+@pytest.mark.parametrize(
+    "file", ["src/llama-context.h", "src/models/llama.cpp", "ggml/src/ggml.c", "ggml/src/ggml-cpu/ops.cpp"]
+)
+def test_stock_library_needs_a_series_of_sources(tree: Tree, file: str) -> None:
+    assert "changes src/*.cpp only" in said(add_stock(tree, file))
+
+
+@pytest.mark.parametrize("backend", ["cuda", "vulkan"])
+def test_stock_library_leaves_devices_alone(tree: Tree, backend: str) -> None:
+    """Their libraries are linked as they are: nothing of them is compiled again, as a source of libllama is."""
+    assert "stock/src/llama-context.cpp" in said(add_stock(tree, "src/llama-context.cpp"))
+    message = said(add_stock(tree, f"ggml/src/ggml-{backend}/ggml-{backend}.cpp"))
+    assert "llama-stock of" in message
+    assert f"ggml-{backend}.cpp" not in message
 
 
 @pytest.mark.parametrize("option", ["GGML_BACKEND_DL=ON", "GGML_CPU=OFF", "LLAMA_USE_SYSTEM_GGML=ON"])

@@ -1,11 +1,11 @@
-# The fused attention of devices, compiled as a part of their backends.
+# The fused attention on devices: sources of ours in ggml's backends, which the series calls from there.
 
-# Add sources of ours to a backend's target, to be compiled as its own `like` is. Its own headers are upstream's: no warnings from them.
+# Add sources to a backend's target, to be compiled as its own `like` is.
 function(pyselfextend_add_to_backend target like)
     get_filename_component(directory "${like}" DIRECTORY)
-    target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/native/src")
-    target_include_directories(${target} SYSTEM PRIVATE "${directory}")
     target_sources(${target} PRIVATE ${ARGN})
+    target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/native/src" "${CMAKE_BINARY_DIR}/generated")
+    target_include_directories(${target} SYSTEM PRIVATE "${directory}") # warnings of upstream headers are upstream's
 
     # a language or flags of its own (HIP, MUSA)
     foreach(property LANGUAGE COMPILE_FLAGS)
@@ -34,4 +34,24 @@ function(pyselfextend_add_cuda)
 
         pyselfextend_add_to_backend(${target} "${LLAMA_CPP_DIR}/ggml/src/ggml-cuda/ggml-cuda.cu" ${sources})
     endforeach()
+endfunction()
+
+function(pyselfextend_add_vulkan)
+    if(NOT TARGET ggml-vulkan)
+        return()
+    endif()
+
+    set(shader "${PROJECT_SOURCE_DIR}/native/src/attention/vulkan/merge.comp")
+    set(spirv  "${CMAKE_BINARY_DIR}/generated/llama-self-extend-attn-merge.spv.inc")
+    # The compiler, the target and -O are those of ggml's shaders.
+    add_custom_command(OUTPUT "${spirv}" DEPENDS "${shader}" VERBATIM COMMENT "Compiling merge.comp"
+        COMMAND "${Vulkan_GLSLC_EXECUTABLE}" -fshader-stage=compute --target-env=vulkan1.2 -O -mfmt=num "${shader}" -o "${spirv}")
+    add_custom_target(llama-self-extend-attn-merge DEPENDS "${spirv}")
+    add_dependencies(ggml-vulkan llama-self-extend-attn-merge)
+
+    set(source "${PROJECT_SOURCE_DIR}/native/src/attention/vulkan/llama-self-extend-attn-vulkan.cpp")
+    pyselfextend_add_to_backend(ggml-vulkan "${LLAMA_CPP_DIR}/ggml/src/ggml-vulkan/ggml-vulkan.cpp" "${source}")
+    if(PYSELFEXTEND_WERROR AND NOT MSVC)
+        set_property(SOURCE "${source}" TARGET_DIRECTORY ggml-vulkan APPEND PROPERTY COMPILE_OPTIONS -Werror)
+    endif()
 endfunction()

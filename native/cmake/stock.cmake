@@ -1,8 +1,8 @@
 # libllama of the same source without the series, for the tests that ask for bit-identical output. Never installed.
 #
 # Of libllama the series changes .cpp files only, so every other object of it is what a build without the series would make:
-# those are linked again, and the changed files are compiled once more from the unchanged tree. Backends of devices are
-# libraries of their own.
+# those are linked again, and the changed files are compiled once more from the unchanged tree. What it changes of the
+# backends of devices is in libraries of their own, which both link.
 
 function(pyselfextend_add_stock)
     set(excluded "")
@@ -14,7 +14,8 @@ function(pyselfextend_add_stock)
                 continue()
             endif()
             if(NOT file MATCHES "^src/[^/]+\\.cpp$")
-                message(FATAL_ERROR "PYSELFEXTEND_BUILD_STOCK needs a series that changes src/*.cpp only, and backends of devices; ${patch} changes ${file}.")
+                message(FATAL_ERROR "PYSELFEXTEND_BUILD_STOCK needs a series that changes src/*.cpp only, "
+                    "apart from the backends of devices; ${patch} changes ${file}.")
             endif()
             get_filename_component(name "${file}" NAME)
             string(REPLACE "." "\\." name "${name}")

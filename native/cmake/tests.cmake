@@ -1,4 +1,4 @@
-# The C++ tests, and the benchmark of the kernel. Those of the kernel need ggml alone, so that they are quickly built for another processor.
+# The C++ tests, and the benchmark of the kernel. Those of the attention need ggml alone, so that they are quickly built for another processor.
 
 function(pyselfextend_add_program name)
     add_executable(${name} "${PROJECT_SOURCE_DIR}/native/tests/${name}.cpp" ${ARGN})
@@ -18,10 +18,12 @@ function(pyselfextend_add_programs)
     pyselfextend_add_program(test-schedule)
     pyselfextend_add_program(test-kernel  $<TARGET_OBJECTS:llama-self-extend-kernel>)
     pyselfextend_add_program(bench-kernel $<TARGET_OBJECTS:llama-self-extend-kernel>)
+    pyselfextend_add_program(test-attn-device $<TARGET_OBJECTS:llama-self-extend-kernel>)
     # ggml's vectors, for the peak of the machine
     target_compile_options(bench-kernel PRIVATE $<TARGET_PROPERTY:ggml-cpu,COMPILE_OPTIONS>)
 
-    foreach(test test-positions test-schedule test-kernel)
+    foreach(test test-positions test-schedule test-kernel test-attn-device)
         add_test(NAME ${test} COMMAND ${test})
     endforeach()
+    set_tests_properties(test-attn-device PROPERTIES SKIP_RETURN_CODE 77) # no device that computes the node
 endfunction()

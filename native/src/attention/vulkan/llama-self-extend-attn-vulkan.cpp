@@ -1,0 +1,532 @@
+#include "attention/vulkan/llama-self-extend-attn-vulkan.h"
+
+#include "attention/llama-self-extend-attn.h"
+
+#include "ggml-vulkan-common.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+//
+// ggml's flash attention divides a long row of cells into pieces, and leaves for each the sum, the maximum of the scores
+// and the sum of the weights: what a softmax over two parts needs. So each part is a dispatch of ggml's own shaders, and a
+// shader of ours joins the pieces of both. The pieces of ggml's shaders are told apart from whole rows by there being more
+// than one, so there are at least two of each part
+//
+// The shaders take the length of a row of the mask for the number of cells. Both parts lie in one row, so they are given
+// its whole length, and the mask of the near part begins n_far further on. That no piece reaches beyond its part is then
+// for us to see to: all pieces of a part are whole blocks, and of the same length
+//
+
+// SPIR-V of merge.comp
+static const uint32_t MERGE[] = {
+#include "llama-self-extend-attn-merge.spv.inc"
+};
+
+struct merge_constants {
+    uint32_t n_embd_v;
+    uint32_t n_head;
+    uint32_t n_rows;
+    uint32_t n_far;
+    uint32_t n_near;
+    uint32_t has_sinks;
+};
+
+static constexpr uint32_t MERGE_N = 64; // threads, each for a number of a row
+
+//
+// how a part is computed
+//
+
+struct fa_part {
+    const ggml_tensor * q;
+    const ggml_tensor * k;
+    const ggml_tensor * v;
+
+    uint32_t mask_begin; // the column of its first cell
+
+    // quantized K and V are made F16 first where ggml does so: [n_embd, n_kv, n_head_kv, n_stream]
+    bool      dequant;
+    ggml_type type_k; // as the shader reads them
+    ggml_type type_v;
+
+    // the rows that share K and V in a workgroup are tokens, or the heads of one token
+    uint32_t n_rows;
+    uint32_t n_heads; // 1 if they are tokens
+
+    vk_fa_pipeline_state state;
+
+    bool mask_opt; // are blocks classified first by what their mask lets through?
+
+    uint32_t n_piece;
+    uint32_t n_piece_kv; // cells
+
+    uint64_t n_kv    () const { return k->ne[2]; }
+    uint64_t n_stream() const { return k->ne[3]; }
+    uint64_t n_tokens() const { return q->ne[2]/k->ne[3]; } // of a stream
+    uint64_t n_head  () const { return q->ne[1]; }
+
+    uint32_t n_row_blocks() const { return CEIL_DIV(n_rows, state.Br); }
+
+    // bytes
+    uint64_t size_pieces() const {
+        return n_piece*n_head()*q->ne[2]*(v->ne[0] + 2)*sizeof(float);
+    }
+
+    uint64_t size_k_f16() const { return dequant ? ggml_nelements(k)*sizeof(ggml_fp16_t) : 0; }
+    uint64_t size_v_f16() const { return dequant ? ggml_nelements(v)*sizeof(ggml_fp16_t) : 0; }
+
+    // of a row of blocks, in words of 16: the shader takes all of the mask for its part
+    uint32_t n_opt_words(const ggml_tensor * mask) const { return CEIL_DIV(mask->ne[0], 16*state.Bc); }
+
+    uint64_t size_opt(const ggml_tensor * mask) const {
+        return mask_opt ? sizeof(uint32_t)*n_opt_words(mask)*CEIL_DIV(mask->ne[1], state.Br)*mask->ne[3] : 0;
+    }
+};
+
+// The next one after so many bytes. 256 is the most that Vulkan lets a device ask for.
+static uint64_t align(uint64_t offset) {
+    return GGML_PAD(offset, 256);
+}
+
+static bool is_quantized(ggml_type type) {
+    return type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16;
+}
+
+// Number of pieces of equal length, all of whole blocks: at least as many as are wanted, and two. 0 if there are none.
+static uint32_t get_n_piece(uint32_t n_blocks, uint32_t n_wanted) {
+    // too many cost little, too few leave cores idle
+    for (uint32_t n = std::max(2u, n_wanted); n < n_blocks; ++n) {
+        if (n_blocks % n == 0) {
+            return n;
+        }
+    }
+    return n_blocks < 2 ? 0 : n_blocks;
+}
+
+// can the shader step through it? strides are handed over in elements, blocks or four F32, and rows are read four at a time
+static bool has_good_strides(const ggml_tensor * t, size_t alignment) {
+    const size_t unit = t->type == GGML_TYPE_F32 ? 4*sizeof(float) : t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_BF16 ?
+        4*sizeof(ggml_fp16_t) : ggml_type_size(t->type);
+
+    return t->nb[0] == ggml_type_size(t->type) && t->nb[1] % unit == 0 && t->nb[2] % unit == 0 && t->nb[3] % unit == 0 &&
+        t->view_offs % alignment == 0;
+}
+
+static bool is_dense(const ggml_tensor * t) {
+    return t->nb[1] == ggml_row_size(t->type, t->ne[0]) && t->nb[2] == t->nb[1]*t->ne[1] &&
+        (t->ne[3] == 1 || t->nb[3] == t->nb[2]*t->ne[2]);
+}
+
+// as ggml_vk_flash_attn() chooses, or false if the shaders cannot compute it
+static bool init_part(fa_part & part, const vk_device & device, const ggml_tensor * node, bool near) {
+    const auto & limits = device->properties.limits;
+
+    const ggml_tensor * const * src = node->src + (near ? LLAMA_SELF_EXTEND_SRC_Q_NEAR : LLAMA_SELF_EXTEND_SRC_Q_FAR);
+
+    const ggml_tensor * q    = src[0];
+    const ggml_tensor * k    = src[1];
+    const ggml_tensor * v    = src[2];
+    const ggml_tensor * mask = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
+
+    part = { q, k, v, uint32_t(near ? mask->ne[0] - k->ne[2] : 0), false, k->type, v->type, 0, 1, {}, false, 0, 0 };
+
+    if (k->ne[0] % 8 != 0 || v->ne[0] % 8 != 0 || q->ne[1] % k->ne[1] != 0 || k->ne[1] != v->ne[1] || k->ne[2] != v->ne[2] ||
+            v->nb[1] > v->nb[2] || q->ne[2] % k->ne[3] != 0 || mask->ne[1] != q->ne[2]/k->ne[3]) {
+        return false;
+    }
+    for (const auto * t : { q, k, v }) {
+        if (!has_good_strides(t, limits.minStorageBufferOffsetAlignment)) {
+            return false;
+        }
+    }
+
+    const uint32_t n_embd_k = k->ne[0];
+    const uint32_t n_embd_v = v->ne[0];
+    const uint32_t n_gqa    = q->ne[1]/k->ne[1];
+    const uint32_t n_kv     = part.n_kv();
+
+    const auto fits = [&](uint64_t size) { return size <= limits.maxStorageBufferRange; };
+
+    part.dequant = is_quantized(k->type) && is_quantized(v->type) && part.n_tokens() >= 64 && is_dense(k) && is_dense(v) &&
+        fits(ggml_nelements(k)*sizeof(ggml_fp16_t)) && fits(ggml_nelements(v)*sizeof(ggml_fp16_t)) &&
+        device->pipeline_dequant_transpose[k->type] && device->pipeline_dequant_transpose[v->type] && !device->coopmat2 &&
+        (device->vendor_id != VK_VENDOR_ID_INTEL || (device->coopmat_support && device->architecture != vk_device_architecture::INTEL_XE1));
+    if (part.dequant) {
+        part.type_k = GGML_TYPE_F16;
+        part.type_v = GGML_TYPE_F16;
+    }
+
+    // scores are summed in F32, as llama.cpp asks of its own flash attention
+    const auto tune = [&](uint32_t n_rows) {
+        return get_fa_tuning_params(device, n_embd_k, n_embd_v, n_rows, n_kv, part.type_k, part.type_v, true);
+    };
+
+    part.n_rows = part.n_tokens();
+    if (part.n_rows <= 8 && n_gqa > 1 && n_gqa <= std::min(tune(512).block_rows, 32u) && n_gqa <= tune(n_gqa).block_rows) {
+        part.n_rows  = n_gqa;
+        part.n_heads = n_gqa;
+    }
+
+    const vk_fa_tuning_params params = tune(part.n_rows);
+
+    const uint32_t stride_q = q->nb[2]/sizeof(float);
+    const uint32_t stride_k = part.dequant ? n_embd_k : k->nb[2]/(k->type == GGML_TYPE_F32 ? 16 : ggml_type_size(k->type));
+    const uint32_t stride_v = part.dequant ? n_embd_v : v->nb[2]/(v->type == GGML_TYPE_F32 ? 16 : ggml_type_size(v->type));
+
+    // no block reaches beyond its part, whatever the strides
+    const bool aligned = (stride_q | stride_k | stride_v) % 8 == 0 && !((n_embd_k | n_embd_v) % 16 != 0 && params.path == FA_COOPMAT2);
+
+    part.mask_opt = part.n_tokens() >= 32 && n_kv*part.n_tokens() > 32768 && n_kv >= 16*params.block_cols &&
+        (device->architecture != vk_device_architecture::AMD_GCN || n_embd_k > 256 || n_embd_v > 256);
+
+    llama_self_extend_attn_op op;
+    llama_self_extend_attn_get_op(node, op);
+
+    part.state = get_fa_pipeline_state(device, params, n_embd_k, n_embd_v, aligned, true, true, part.mask_opt,
+            op.logit_softcap != 0.0f, false, part.type_k, part.type_v);
+
+    // enough workgroups for all cores, where there are too few rows for that
+    const uint32_t n_cores = device->shader_core_count == 0 ? 16 :
+        device->shader_core_count*(device->vendor_id == VK_VENDOR_ID_INTEL && device->architecture != INTEL_XE2 ? 2 : 1);
+    const uint64_t n_workgroups = (part.n_heads > 1 ? part.n_tokens() : part.n_row_blocks())*(part.n_head()/part.n_heads)*part.n_stream();
+
+    const uint32_t n_blocks = n_kv/params.block_cols;
+
+    part.n_piece = n_kv % params.block_cols == 0 ? get_n_piece(n_blocks, 2*n_cores/n_workgroups) : 0;
+    if (part.n_piece == 0) {
+        return false;
+    }
+    part.n_piece_kv = n_kv/part.n_piece;
+
+    return fits(part.size_pieces()) && part.n_piece*std::max<uint64_t>(part.n_tokens(), part.n_row_blocks()) <= limits.maxComputeWorkGroupCount[0];
+}
+
+static vk_device get_device(ggml_backend_dev_t dev) {
+    return ggml_vk_get_device(((const ggml_backend_vk_device_context *) dev->context)->device);
+}
+
+bool llama_self_extend_attn_vulkan_supports(ggml_backend_dev_t dev, const ggml_tensor * node) {
+    llama_self_extend_attn_op op;
+    if (!llama_self_extend_attn_get_op(node, op)) {
+        return false;
+    }
+
+    const vk_device device = get_device(dev);
+
+    const auto & limits = device->properties.limits;
+
+    if (!device->coopmat2 && !(device->subgroup_shuffle && device->subgroup_vote)) {
+        return false;
+    }
+
+    const auto * mask  = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
+    const auto * sinks = node->src[LLAMA_SELF_EXTEND_SRC_SINKS];
+
+    const auto can_read = [&](ggml_type type) {
+        switch (type) {
+            case GGML_TYPE_F32:
+            case GGML_TYPE_F16:
+            case GGML_TYPE_BF16:
+            case GGML_TYPE_Q8_0:
+            case GGML_TYPE_Q5_1:
+            case GGML_TYPE_Q5_0:
+            case GGML_TYPE_Q4_1:
+            case GGML_TYPE_Q4_0:
+            case GGML_TYPE_IQ4_NL:
+                return true;
+            default:
+                return false;
+        }
+    };
+
+    for (const auto * src : { node->src + LLAMA_SELF_EXTEND_SRC_Q_FAR, node->src + LLAMA_SELF_EXTEND_SRC_Q_NEAR }) {
+        const ggml_type type_k = src[1]->type;
+        const ggml_type type_v = src[2]->type;
+
+        if (src[0]->type != GGML_TYPE_F32 || !can_read(type_k) || !can_read(type_v) ||
+                (type_k == GGML_TYPE_BF16) != (type_v == GGML_TYPE_BF16)) {
+            return false;
+        }
+    }
+
+    if (mask->type != GGML_TYPE_F16 || !ggml_is_contiguous(mask) || (sinks && sinks->type != GGML_TYPE_F32)) {
+        return false;
+    }
+
+    fa_part far;
+    fa_part near;
+    if (!init_part(far, device, node, false) || !init_part(near, device, node, true)) {
+        return false;
+    }
+
+    for (const auto * src : node->src) {
+        if (src && ggml_nbytes(src) > limits.maxStorageBufferRange) {
+            return false;
+        }
+    }
+
+    return far.n_kv() + near.n_kv() == uint64_t(mask->ne[0]) && mask->ne[2] == 1 && mask->ne[3] == far.k->ne[3] &&
+        far.n_kv()*sizeof(ggml_fp16_t) % limits.minStorageBufferOffsetAlignment == 0 &&
+        node->src[LLAMA_SELF_EXTEND_SRC_Q_FAR]->ne[2] <= limits.maxComputeWorkGroupCount[0];
+}
+
+// all work space is the backend's
+static int64_t get_n_work(ggml_backend_dev_t dev, const ggml_tensor * node) {
+    return ggml_backend_dev_supports_op(dev, node) ? 0 : -1;
+}
+
+void * llama_self_extend_attn_vulkan_proc(ggml_backend_reg_t reg, const char * name) {
+    GGML_UNUSED(reg);
+
+    const llama_self_extend_attn_n_work_t n_work = get_n_work;
+
+    return strcmp(name, LLAMA_SELF_EXTEND_ATTN_PROC) == 0 ? (void *) n_work : nullptr;
+}
+
+uint64_t llama_self_extend_attn_vulkan_n_flops(const ggml_tensor * node) {
+    llama_self_extend_attn_op op;
+    if (!llama_self_extend_attn_get_op(node, op)) {
+        return 0;
+    }
+
+    const ggml_tensor * q    = node->src[LLAMA_SELF_EXTEND_SRC_Q_FAR];
+    const ggml_tensor * v    = node->src[LLAMA_SELF_EXTEND_SRC_V_FAR];
+    const ggml_tensor * mask = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
+
+    return 2ull*q->ne[1]*q->ne[2]*(q->ne[0] + v->ne[0])*mask->ne[0];
+}
+
+//
+// pipelines
+//
+
+static vk_pipeline create_merge_pipeline(const vk_device & device) {
+    auto res = std::make_shared<vk_pipeline_struct>();
+
+    res->name               = "self_extend_attn_merge";
+    res->push_constant_size = sizeof(merge_constants);
+    res->parameter_count    = 4;
+    res->wg_denoms          = { 1, 1, 1 };
+    res->align              = 1;
+    res->initialized        = true;
+
+    const vk::PushConstantRange constants(vk::ShaderStageFlagBits::eCompute, 0, res->push_constant_size);
+
+    res->shader_module = device->device.createShaderModule({ {}, sizeof(MERGE), MERGE });
+    res->layout        = device->device.createPipelineLayout({ {}, device->dsl, constants });
+
+    const vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, res->shader_module, "main");
+
+    res->pipeline = device->device.createComputePipeline(nullptr, { {}, stage, res->layout }).value;
+    res->compiled = true;
+
+    return res;
+}
+
+static vk_pipeline get_merge_pipeline(const vk_device & device) {
+    // Never destroyed: the devices are when the process ends, and take their pipelines with them.
+    static auto & pipelines = *new std::map<const vk_device_struct *, vk_pipeline>;
+    static std::mutex mutex;
+
+    const std::lock_guard<std::mutex> guard(mutex);
+
+    vk_pipeline & res = pipelines[device.get()];
+    if (!res) {
+        res = create_merge_pipeline(device);
+
+        const std::lock_guard<std::mutex> guard_device(device->compile_mutex);
+        device->all_pipelines.push_back(res);
+    }
+    return res;
+}
+
+// from one of the device's maps, where ggml finds what it has to compile
+template <typename K>
+static vk_pipeline find_pipeline(const vk_device & device, std::map<K, vk_pipeline> & pipelines, const K & key) {
+    const std::lock_guard<std::mutex> guard(device->compile_mutex);
+
+    vk_pipeline & res = pipelines[key];
+    if (!res) {
+        res = std::make_shared<vk_pipeline_struct>();
+    }
+    return res;
+}
+
+//
+// commands
+//
+
+// where a part finds its work space
+struct fa_buffers {
+    vk_subbuffer k;
+    vk_subbuffer v;
+    vk_subbuffer mask;
+    vk_subbuffer mask_opt;
+    vk_subbuffer pieces;
+};
+
+static void dispatch_dequant(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_tensor * t, const vk_subbuffer & dst) {
+    vk_pipeline pipeline = ctx->device->pipeline_dequant_transpose[t->type];
+
+    const uint32_t n = ggml_nelements(t);
+
+    const std::vector<uint32_t> constants = { uint32_t(t->ne[0]), uint32_t(t->ne[1]), uint32_t(t->ne[2]), 0, n };
+
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { ggml_vk_tensor_subbuffer(ctx, t), dst }, constants, { n, 1, 1 });
+}
+
+static void dispatch_mask_opt(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf, const ggml_tensor * mask) {
+    vk_pipeline pipeline = find_pipeline(ctx->device, ctx->device->pipeline_fa_mask_opt, { part.state.Br, part.state.Bc });
+
+    const uint32_t n_kv     = part.n_kv();
+    const uint32_t n_tokens = part.n_tokens();
+    const uint32_t n_words  = part.n_opt_words(mask);
+    const uint32_t n_blocks = CEIL_DIV(n_tokens, part.state.Br);
+
+    const vk_op_flash_attn_mask_opt_push_constants constants = {
+        n_kv, n_tokens, 1,
+        uint32_t(mask->nb[1]/sizeof(ggml_fp16_t)), uint32_t(mask->nb[2]/sizeof(ggml_fp16_t)), uint32_t(mask->nb[3]/sizeof(ggml_fp16_t)),
+        n_words, n_words*n_blocks, n_words*n_blocks,
+    };
+
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { buf.mask, buf.mask_opt }, constants,
+            { CEIL_DIV(n_kv, 16*part.state.Bc), n_blocks, uint32_t(mask->ne[3]) });
+}
+
+static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf, const ggml_tensor * mask,
+        const llama_self_extend_attn_op & op) {
+    vk_pipeline pipeline = find_pipeline(ctx->device, ctx->device->pipeline_flash_attn_f32_f16, part.state);
+
+    const uint32_t n_tokens  = part.n_tokens();
+    const uint32_t n_head    = part.n_head();
+    const uint32_t n_head_kv = part.k->ne[1];
+    const uint32_t n_stream  = part.n_stream();
+
+    // of cells in elements or blocks, of heads and streams in bytes
+    const auto strides = [&](const ggml_tensor * t) -> std::array<uint32_t, 3> {
+        if (part.dequant) {
+            const uint32_t n_head_bytes = t->ne[0]*t->ne[2]*sizeof(ggml_fp16_t);
+            return { uint32_t(t->ne[0]), n_head_bytes, n_head_bytes*n_head_kv };
+        }
+        return { uint32_t(t->nb[2]/(t->type == GGML_TYPE_F32 ? 16 : ggml_type_size(t->type))), uint32_t(t->nb[1]), uint32_t(t->nb[3]) };
+    };
+    const auto nb_k = strides(part.k);
+    const auto nb_v = strides(part.v);
+
+    const vk_flash_attn_push_constants constants = {
+        part.n_rows, uint32_t(mask->ne[0]),
+        n_head, n_tokens, n_stream,
+        n_head, n_stream, n_head_kv, n_stream, n_head_kv, n_stream,
+        n_tokens, 1, n_stream,
+        uint32_t(part.q->nb[2]/sizeof(float)), uint32_t(part.q->nb[1]), uint32_t(part.q->nb[2]*n_tokens),
+        nb_k[0], nb_k[1], nb_k[2],
+        nb_v[0], nb_v[1], nb_v[2],
+        op.logit_softcap != 0.0f ? op.scale/op.logit_softcap : op.scale, 0.0f, op.logit_softcap,
+        0, 1.0f, 1.0f, // neither sinks, which belong to both parts, nor ALiBi
+        part.n_heads, part.n_piece_kv, part.n_piece,
+    };
+
+    const vk_subbuffer q = ggml_vk_tensor_subbuffer(ctx, part.q);
+
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { q, buf.k, buf.v, buf.mask, q, buf.pieces, buf.mask_opt, q }, constants,
+            { part.n_piece*(part.n_heads > 1 ? n_tokens : part.n_row_blocks())*pipeline->wg_denoms[0], n_head/part.n_heads, n_stream });
+}
+
+static void dispatch_merge(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part * parts, const fa_buffers * bufs, const ggml_tensor * sinks, ggml_tensor * node) {
+    vk_pipeline pipeline = get_merge_pipeline(ctx->device);
+
+    const uint32_t n_embd_v = parts[0].v->ne[0];
+    const uint32_t n_head   = parts[0].n_head();
+    const uint32_t n_rows   = parts[0].q->ne[2];
+
+    const merge_constants constants = { n_embd_v, n_head, n_rows, parts[0].n_piece, parts[1].n_piece, sinks != nullptr };
+
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
+            { bufs[0].pieces, bufs[1].pieces, sinks ? ggml_vk_tensor_subbuffer(ctx, sinks) : bufs[0].pieces, ggml_vk_tensor_subbuffer(ctx, node) },
+            constants, { n_rows, n_head, CEIL_DIV(n_embd_v, MERGE_N) });
+}
+
+void llama_self_extend_attn_vulkan(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * node) {
+    const ggml_tensor * mask  = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
+    const ggml_tensor * sinks = node->src[LLAMA_SELF_EXTEND_SRC_SINKS];
+
+    llama_self_extend_attn_op op;
+    GGML_ASSERT(llama_self_extend_attn_get_op(node, op));
+
+    fa_part parts[2];
+    for (int i = 0; i < 2; ++i) {
+        GGML_ASSERT(init_part(parts[i], ctx->device, node, i == 1));
+    }
+
+    // ggml's scratch memory, which may move when it grows: first all sizes, then the buffers
+    uint64_t size_f16  = 0;
+    uint64_t size_work = 0;
+    for (const auto & part : parts) {
+        size_f16  += align(part.size_k_f16 ()) + align(part.size_v_f16());
+        size_work += align(part.size_pieces()) + align(part.size_opt(mask));
+    }
+    ctx->prealloc_size_x       = std::max<size_t>(ctx->prealloc_size_x,       size_f16);
+    ctx->prealloc_size_split_k = std::max<size_t>(ctx->prealloc_size_split_k, size_work);
+    ggml_vk_preallocate_buffers(ctx, subctx);
+
+    uint64_t offs_f16  = 0;
+    uint64_t offs_work = 0;
+
+    const auto take = [](const vk_buffer & buffer, uint64_t & offset, uint64_t size) {
+        const vk_subbuffer res = { buffer, offset, size };
+        offset += align(size);
+        return res;
+    };
+
+    fa_buffers bufs[2];
+    for (int i = 0; i < 2; ++i) {
+        const auto & part = parts[i];
+        auto       & buf  = bufs[i];
+
+        buf.k      = part.dequant ? take(ctx->prealloc_x, offs_f16, part.size_k_f16()) : ggml_vk_tensor_subbuffer(ctx, part.k);
+        buf.v      = part.dequant ? take(ctx->prealloc_x, offs_f16, part.size_v_f16()) : ggml_vk_tensor_subbuffer(ctx, part.v);
+        buf.mask   = ggml_vk_tensor_subbuffer(ctx, mask);
+        buf.pieces = take(ctx->prealloc_split_k, offs_work, part.size_pieces());
+
+        buf.mask.offset += part.mask_begin*sizeof(ggml_fp16_t);
+        buf.mask.size   -= part.mask_begin*sizeof(ggml_fp16_t);
+        buf.mask_opt     = part.mask_opt ? take(ctx->prealloc_split_k, offs_work, part.size_opt(mask)) : buf.pieces;
+    }
+
+    if (ctx->prealloc_split_k_need_sync || (size_f16 > 0 && ctx->prealloc_x_need_sync)) {
+        ggml_vk_sync_buffers(ctx, subctx);
+    }
+
+    bool prepared = false;
+    for (int i = 0; i < 2; ++i) {
+        if (parts[i].dequant) {
+            dispatch_dequant(ctx, subctx, parts[i].k, bufs[i].k);
+            dispatch_dequant(ctx, subctx, parts[i].v, bufs[i].v);
+        }
+        if (parts[i].mask_opt) {
+            dispatch_mask_opt(ctx, subctx, parts[i], bufs[i], mask);
+        }
+        prepared = prepared || parts[i].dequant || parts[i].mask_opt;
+    }
+    if (prepared) {
+        ggml_vk_sync_buffers(ctx, subctx);
+    }
+
+    for (int i = 0; i < 2; ++i) {
+        dispatch_part(ctx, subctx, parts[i], bufs[i], mask, op);
+    }
+    ggml_vk_sync_buffers(ctx, subctx);
+
+    dispatch_merge(ctx, subctx, parts, bufs, sinks, node);
+
+    // whoever takes the scratch memory next has to wait
+    ctx->prealloc_split_k_need_sync = true;
+    ctx->prealloc_x_need_sync       = ctx->prealloc_x_need_sync || size_f16 > 0;
+}
