@@ -1,4 +1,4 @@
-"""Run tests one after another, each in a process of its own that has a time limit: none can stop or spoil the others.
+"""Run tests one by one, each in a process of its own that has a time limit: none can stop or spoil the others.
 
     python tests/one_by_one.py --limit 300 tests/test_devices.py
 
@@ -20,11 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event, Lock
 
 STACKS_AT = 0.7  # of the limit, which counts from the start of Python
 LAST_WORDS = 15.0  # seconds that killed processes get to end: in a driver that hangs even SIGKILL waits
+POLL = 0.05  # seconds between looks at a test
 N_PRINTED = 6000  # characters of what a failed test wrote
 OK = ("passed", "skipped")
 
@@ -50,7 +53,7 @@ def collect(arguments: Sequence[str]) -> list[str]:
     return [line for line in names.splitlines() if "::" in line]
 
 
-def run(test: str, limit: float) -> Outcome:
+def run(test: str, limit: float, stopped: Event) -> Outcome:
     """Run one test in a session of its own."""
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "--color=no", "-p", "no:cacheprovider"]
     command += ["-o", f"faulthandler_timeout={max(1.0, STACKS_AT * limit):g}", test]
@@ -59,14 +62,12 @@ def run(test: str, limit: float) -> Outcome:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
-        ended, reason = True, ""
-        try:
-            process.wait(limit)
-        except subprocess.TimeoutExpired:
-            ended, reason = False, f"had not ended after {limit:g} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+        while process.poll() is None and time.monotonic() - began < limit and not stopped.is_set():
+            time.sleep(POLL)
+        ended = process.poll() is not None
+        reason = "" if ended else "interrupted" if stopped.is_set() else f"had not ended after {limit:.0f} s"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started, too
         try:
             status = process.wait(LAST_WORDS)
         except subprocess.TimeoutExpired:
@@ -102,35 +103,53 @@ def say(results: Sequence[Outcome], seconds: float) -> None:
     print(f"{', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'no tests'} in {seconds:.1f} s", flush=True)
 
 
+def write(path: Path, results: Sequence[Outcome]) -> None:
+    """Keep them, whole or not at all."""
+    with _writing:
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+_writing = Lock()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=float, default=300.0, metavar="S", help="seconds for each test (%(default)g)")
     parser.add_argument("--total", type=float, metavar="S", help="seconds for all: what is left then is not run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="tests at a time (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write names, outcomes, seconds and outputs")
     args, arguments = parser.parse_known_args()
 
     began = time.monotonic()
-    results: list[Outcome] = []
+    outcomes: dict[str, Outcome] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is killed, and what was found is said
     tests = collect(arguments)
-    try:
-        for test in tests:
-            left = float("inf") if args.total is None else began + args.total - time.monotonic()
-            if left < 1:
-                results.append(Outcome(test, "not run", reason="the time for all tests was over"))
-                continue
-            result = run(test, min(args.limit, left))
-            results.append(result)
-            print(line(result), flush=True)
-            if result.outcome not in OK:
-                print(result.output[-N_PRINTED:], flush=True)
-            if args.json:
-                args.json.write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
-    except KeyboardInterrupt:
-        tested = {result.test for result in results}
-        results += [Outcome(test, "not run", reason="interrupted") for test in tests if test not in tested]
+
+    def run_in_time(test: str) -> None:
+        left = float("inf") if args.total is None else began + args.total - time.monotonic()
+        if left < 1 or stopped.is_set():
+            return
+        result = run(test, min(args.limit, left), stopped)
+        outcomes[test] = result
+        printed = "" if result.outcome in OK else f"\n{result.output[-N_PRINTED:]}"
+        print(f"{line(result)}{printed}", flush=True)
+        if args.json:
+            write(args.json, list(outcomes.values()))
+
+    stopped = Event()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            for _ in pool.map(run_in_time, tests):
+                pass
+        except KeyboardInterrupt:
+            stopped.set()
+    reason = "interrupted" if stopped.is_set() else "the time for all tests was over"
+    results = [outcomes.get(test) or Outcome(test, "not run", reason=reason) for test in tests]
     say(results, time.monotonic() - began)
     if args.json:
-        args.json.write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
+        write(args.json, results)
     return 0 if all(result.outcome in OK for result in results) else 1
 
 

@@ -74,8 +74,8 @@ def test_the_time_for_all_is_kept(tmp_path: Path) -> None:
         "import time\n" + "".join(f"def test_{i}(): time.sleep(60)\n" for i in range(9))
     )
     began = time.monotonic()
-    done = run(tmp_path, "--limit", "50", "--total", "6")
-    assert time.monotonic() - began < 40
+    done = run(tmp_path, "--limit", "50", "--total", "25")
+    assert time.monotonic() - began < 80
     assert done.returncode == 1
     assert "1 timed out, 8 not run" in done.stdout
 
