@@ -74,6 +74,9 @@ PYTHON
         --python-version "$version" "${platforms[@]}" --platform manylinux2014_x86_64 --dest "$dir/base/wheels" $wheels ||
         fail "wheels for Python $version could not be downloaded"
 
+    mkdir -p "$dir/base/bin" # what applies the series, if the other machine has no git either
+    cp "$(command -v patch)" "$dir/base/bin/" || echo "gpu-check: there is no patch here; the other machine needs git or patch" >&2
+
     model=$("$python" -c 'from pyselfextend.default_model import find_model; print(find_model())') || fail "there is no SmolLM2"
     rm -f "$dir"/smollm2.*
     split --number $((($(stat -L -c %s "$model") + n_part - 1) / n_part)) --numeric-suffixes "$model" "$dir/smollm2."
@@ -90,9 +93,10 @@ configure() {
         -D PYSELFEXTEND_BUILD_STOCK=ON -D PYSELFEXTEND_BUILD_TESTS=ON "$@"
 }
 
-# CMake's options for CUDA, for the card of $1, with helpers in the folder $2: PyTorch brings cuBLAS where the toolkit has none.
+# CMake's options for CUDA, for the card of $1. PyTorch brings cuBLAS where the toolkit has none. The folder $2 gets links to CUDA's libraries,
+# for the linker and LD_LIBRARY_PATH.
 cuda_options() {
-    local arch=$1 helpers=$2 python=$3 nvcc cuda nvidia library file
+    local arch=$1 helpers=$2 python=$3 nvcc cuda nvidia='' library file version
     nvcc=$(command -v nvcc) || { echo "there is no nvcc" >&2; return 1; }
     cuda=$("$nvcc" --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p' | head -n 1)
     [ -n "$cuda" ] || cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
@@ -105,13 +109,15 @@ print(next(p for base in nvidia.__path__ for p in glob.glob(base + "/cu*") if gl
             return 1
         }
         printf '%s\n' "-DCMAKE_CUDA_FLAGS=-I$nvidia/include"
-        for library in cublas cublasLt; do
-            file=$(find "$nvidia/lib" -name "lib$library.so*" | head -n 1)
-            ln -sf "$file" "$helpers/$(basename "$file")"
-            ln -sf "$file" "$helpers/lib$library.so"
-            printf '%s\n' "-DCUDA_${library}_LIBRARY=$helpers/lib$library.so"
-        done
+        printf '%s\n' "-DCUDA_cublas_LIBRARY=$helpers/libcublas.so" "-DCUDA_cublasLt_LIBRARY=$helpers/libcublasLt.so"
     fi
+    for library in cudart cublas cublasLt; do
+        file=$(find -L ${nvidia:+"$nvidia/lib"} "$cuda"/lib64 "$cuda"/targets/*/lib -maxdepth 1 -name "lib$library.so.*" 2> /dev/null | head -n 1)
+        [ -n "$file" ] || continue
+        version=${file##*.so.}
+        ln -sf "$file" "$helpers/lib$library.so.${version%%.*}"
+        ln -sf "$file" "$helpers/lib$library.so"
+    done
     # the driver's library, or its stub: without a symbol of it nothing of ours fails to link
     if ! find "$cuda/" -name libcuda.so -path '*stubs*' 2> /dev/null | grep -q .; then
         file=$(find /usr/local/nvidia /usr/lib /usr/lib64 -name libcuda.so.1 2> /dev/null | head -n 1)
@@ -194,8 +200,8 @@ step_unpack() {
 # Beside the build: it takes the disk's time, not the cores'.
 make_models() {
     local name small=()
-    [ -z "$cpu" ] || small=(--layers 6 --vocab 512)
     for name in 135m 270m 8b; do
+        [ -z "$cpu" ] || small=(--vocab 512 --layers "$([ "$name" = 270m ] && echo 6 || echo 2)") # the sixth has no window
         [ -e "$work/models/$name.gguf" ] ||
             "$python" models/make_random.py "$name" "${small[@]}" --out "$work/models/$name.gguf" || return 1
     done
@@ -212,7 +218,10 @@ step_build() {
     configure "$work/build" cmake "-DPYSELFEXTEND_LLAMA_CPP_SDIST=$work/sdist" "-DPython_EXECUTABLE=$(command -v "$python")" "${options[@]}" &&
         cmake --build "$work/build" --target pyselfextend llama-stock || return 1
     rm -rf "$work/site/pyselfextend"
-    cp -r pyselfextend "$work/site/" && cmake --install "$work/build" --prefix "$work/site" --component pyselfextend
+    cp -r pyselfextend "$work/site/" && cmake --install "$work/build" --prefix "$work/site" --component pyselfextend || return 1
+    if ldd "$work"/site/pyselfextend/lib/*.so "$work"/build/libllama-stock/*.so | grep 'not found'; then
+        return 1
+    fi
 }
 
 has_device_program() {
@@ -256,7 +265,7 @@ step_real() {
 step_passkey() {
     has_model || return 75
     local options=(--gpu-layers -1 --lengths "4096,8192,12288,16384" --setting "plain,4:1024")
-    [ -z "$cpu" ] || options=(--lengths 512 --depths 50 --setting 4:64)
+    [ -z "$cpu" ] || options=(--lengths 512 --depths 0.5 --setting 4:64)
     (cd "$work" && rm -rf passkey && "$python" -m pyselfextend eval passkey models/smollm2.gguf --digits 5 "${options[@]}" \
         --no-report --out passkey && cat passkey/results.jsonl)
 }
@@ -328,7 +337,8 @@ run() {
     mkdir -p "$work/models"
     cd "$root" || exit 1
     # the package's libraries and modules are found there, by programs that these start as well
-    export dir out work cpu python PYTHONPATH=$work/site PYTHONDONTWRITEBYTECODE=1 PIP_NO_INDEX=1
+    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$work/helpers
+    export dir out work cpu python PYTHONPATH=$work/site PYTHONDONTWRITEBYTECODE=1 PATH=$PATH:$dir/base/bin
     : > "$out/summary.txt"
     : > "$out/log.txt"
 
