@@ -30,6 +30,7 @@ LAST_WORDS = 15.0  # seconds that killed processes get to end: in a driver that 
 POLL = 0.05  # seconds between looks at a test
 N_PRINTED = 6000  # characters of what a failed test wrote
 OK = ("passed", "skipped")
+INSIDE = re.compile(r'^  File ".*(/_pytest/|/pluggy/|/pytest/__main__|<frozen runpy>).*\n', re.MULTILINE)  # of a stack
 
 
 @dataclass
@@ -133,7 +134,7 @@ def main() -> int:
             return
         result = run(test, min(args.limit, left), stopped)
         outcomes[test] = result
-        printed = "" if result.outcome in OK else f"\n{result.output[-N_PRINTED:]}"
+        printed = "" if result.outcome in OK else f"\n{INSIDE.sub('', result.output)[-N_PRINTED:]}"
         print(f"{line(result)}{printed}", flush=True)
         if args.json:
             write(args.json, list(outcomes.values()))
