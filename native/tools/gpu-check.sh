@@ -219,6 +219,10 @@ step_build() {
         cmake --build "$work/build" --target pyselfextend llama-stock || return 1
     rm -rf "$work/site/pyselfextend"
     cp -r pyselfextend "$work/site/" && cmake --install "$work/build" --prefix "$work/site" --component pyselfextend || return 1
+    local version info
+    version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+    info=$work/site/pyselfextend-$version.dist-info # the package asks for its version
+    mkdir -p "$info" && printf 'Metadata-Version: 2.1\nName: pyselfextend\nVersion: %s\n' "$version" > "$info/METADATA"
     if ldd "$work"/site/pyselfextend/lib/*.so "$work"/build/libllama-stock/*.so | grep 'not found'; then
         return 1
     fi
@@ -301,7 +305,7 @@ try() {
     fi
     echo "== $name, at most $limit s" >> "$out/log.txt"
     began=$SECONDS
-    seconds=$limit timeout --kill-after=10 "$limit" "$self" step "$name" >> "$out/log.txt" 2>&1 < /dev/null
+    seconds=$limit timeout --kill-after=10 "$limit" bash "$self" step "$name" >> "$out/log.txt" 2>&1 < /dev/null
     status=$?
     case $status in
         0) outcome=ok ;;
