@@ -196,3 +196,18 @@ class Context:
         else:
             done = self.api.llama_state_seq_load_file(self.ctx, str(path).encode(), seq, ids, len(ids), ctypes.byref(n))
         return list(ids[: n.value]) if done else None
+
+
+def rounding_of_batches(model: Any, ga_n: int, ga_w: int, tokens: Sequence[int], **params: Any) -> float:
+    """How far logits are from those of the same tokens in batches of one, at most.
+
+    Next to nothing on the CPU, which is not asked. CUDA multiplies F32 matrices in TF32, with 10 bits, for more than
+    three tokens, and in F32 for fewer, so that the same token has other logits in another batch.
+    """
+    if not ON_DEVICE:
+        return 0.0
+    logits = []
+    for n_ubatch in (512, 1):
+        with Context(model, ga_n, ga_w, n_ubatch=n_ubatch, **params) as ctx:
+            logits.append(ctx.logits(tokens))
+    return float(np.abs(logits[0] - logits[1]).max())

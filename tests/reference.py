@@ -20,6 +20,7 @@ import numpy as np
 from reference_archs import Array, Layer, Model, softmax
 
 QUERY_BLOCK = 256  # queries per block of the score matrix: bounds memory, changes nothing
+N_CACHED = 1 << 18  # logits that are compared at a time: they stay in a processor's cache, which is ten times as fast
 
 
 def relative_position(q: Array, k: Array, ga_n: int, ga_w: int) -> Array:
@@ -44,9 +45,10 @@ def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
     if logits_p.shape != logits_q.shape:
         raise ValueError(f"shapes {logits_p.shape} and {logits_q.shape} differ")
     out = np.empty(len(logits_p))
-    for i in range(0, len(out), QUERY_BLOCK):
-        p, q = (log_softmax(x[i : i + QUERY_BLOCK]) for x in (logits_p, logits_q))
-        out[i : i + QUERY_BLOCK] = (np.exp(p) * (p - q)).sum(axis=-1)
+    block = max(1, N_CACHED // logits_p.shape[-1])
+    for i in range(0, len(out), block):
+        p, q = (log_softmax(x[i : i + block]) for x in (logits_p, logits_q))
+        out[i : i + block] = (np.exp(p) * (p - q)).sum(axis=-1)
     return out
 
 

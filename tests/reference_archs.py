@@ -108,7 +108,7 @@ class Model:
         self._tensors: dict[str, Array] = {}
         for t in reader.tensors:
             name, kind = t.name.replace(self.arch.ffn_norm, "ffn_norm").rsplit(".", 1)
-            values = dequantize(t.data, t.tensor_type).astype(self.dtype)
+            values = dequantize(t.data, t.tensor_type).astype(self.dtype, copy=False)
             if name.endswith("_exps"):
                 self._tensors |= {f"{name}.{i}.{kind}": expert for i, expert in enumerate(values)}
             else:

@@ -120,6 +120,12 @@ def test_configurations(tiny_model: Path) -> None:
     assert {(each.cache, each.flash, each.kind) for each in ours} == expected
     assert len(ours) == len(expected)
 
+    made = small_plan(tiny_model, caches=["F16", "Q8_0"], stock_flash=[True])
+    stock = [(each.cache, each.flash) for each in made.configurations if each.is_stock]
+    assert stock == [("F16", True), ("Q8_0", True)]
+    with pytest.raises(SettingError, match="Q8_0 for V needs flash attention"):
+        small_plan(tiny_model, caches=["Q8_0"], stock_flash=[False])
+
 
 def test_defaults(tiny_model: Path, long_model: Path) -> None:
     """The pair is the one that the authors' rule gives for the longest depth; depths end where given pairs do."""

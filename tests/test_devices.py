@@ -65,13 +65,15 @@ class Device:
         self.engine_lib, self.rpc, self.model = engine_lib, rpc, model
         self.reference = Reference(model, dtype)
         self.tokens = some_tokens(N_TOKENS)
+        # see yardstick.py; the CPU, also behind RPC, does not round so that it would choose other experts
+        self.share = 0.5 if ON_DEVICE and self.reference.n_expert_used else 1.0
 
     def run(self, jobs: list[Job], n_gpu_layers: int = 99) -> list[Any]:
         return evaluate_all(self.engine_lib, self.model, self.tokens, jobs, rpc=self.rpc, n_gpu_layers=n_gpu_layers)
 
     def yardstick(self, job: Job) -> Distance:
         plain = self.run([replace(job, ga_n=1)])[0]
-        return Distance.between(plain.logits, self.reference.logits(self.tokens))
+        return Distance.between(plain.logits, self.reference.logits(self.tokens), self.share)
 
     def exact(self, pair: tuple[int, int]) -> Array:
         return self.reference.logits(self.tokens, *pair)
@@ -106,7 +108,8 @@ def test_models(engine_lib: Path, rpc: str, tiny_models: dict[str, Path], name: 
     device = Device(engine_lib, rpc, tiny_models[name])
     base = replace(F32, flash="off")
     rounding = device.yardstick(base)
-    rounding.check(device.run([replace(base, ga_n=3, ga_w=100)])[0].logits, device.exact((3, 100)))
+    (result,) = device.run([replace(base, ga_n=3, ga_w=100)])
+    rounding.check(result.logits, device.exact((3, 100)), device.share)
 
 
 @pytest.mark.parametrize(

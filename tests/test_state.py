@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from context import Context, open_model
+from context import Context, open_model, rounding_of_batches
 from test_reference import some_tokens
 
 GA_N, GA_W = 4, 64
@@ -25,6 +25,12 @@ N = 500  # of them are in the states
 def model(tiny_model: Path) -> Iterator[Any]:
     with open_model(tiny_model) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def bound(model: Any) -> float:
+    """How far logits may be from those of the same tokens in other batches, with an F16 cache."""
+    return max(0.02, 2.5 * rounding_of_batches(model, GA_N, GA_W, TOKENS))
 
 
 CACHES = {"f16 flash": (1, 1, 1), "f16 no flash": (1, 1, 0), "q8_0": (8, 8, 1), "q4_0": (2, 2, 1)}
@@ -52,7 +58,7 @@ def test_a_state_gives_the_same_logits(model: Any, tmp_path: Path, cache: str, s
             assert np.array_equal(ctx.logits(TOKENS[N:600], N), exact)
 
 
-def test_a_state_goes_into_a_larger_or_smaller_context(model: Any) -> None:
+def test_a_state_goes_into_a_larger_or_smaller_context(model: Any, bound: float) -> None:
     """As long as its tokens fit. A smaller near part takes less: the window is made again."""
     with Context(model, GA_N, GA_W, n_ubatch=512) as ctx:
         ctx.logits(TOKENS[:N])
@@ -62,7 +68,7 @@ def test_a_state_goes_into_a_larger_or_smaller_context(model: Any) -> None:
         for data, seq in [(whole, None), (one, 0)]:
             with Context(model, GA_N, GA_W, n_ctx=n_ctx, n_ubatch=n_ubatch) as ctx:
                 assert ctx.load(data, seq), (n_ctx, n_ubatch)
-                assert np.abs(ctx.logits(TOKENS[N:600], N) - exact).max() < 0.02
+                assert np.abs(ctx.logits(TOKENS[N:600], N) - exact).max() < bound
     with Context(model, GA_N, GA_W, n_ctx=256) as ctx:
         exact = ctx.logits(TOKENS[:100])
         assert ctx.remove(0, 90)
@@ -70,11 +76,11 @@ def test_a_state_goes_into_a_larger_or_smaller_context(model: Any) -> None:
             assert not ctx.load(data, seq)
             assert ctx.library.last_error() == "the state has 500 tokens, this context has room for 256"
             assert ctx.pos_max() == 89
-        assert np.abs(ctx.logits(TOKENS[90:100], 90) - exact[90:]).max() < 0.02
+        assert np.abs(ctx.logits(TOKENS[90:100], 90) - exact[90:]).max() < bound
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_state_goes_beside_other_sequences(model: Any, unified: bool) -> None:
+def test_a_state_goes_beside_other_sequences(model: Any, unified: bool, bound: float) -> None:
     with Context(model, GA_N, GA_W, n_seq_max=4, kv_unified=unified) as ctx:
         for seq in (0, 1):
             ctx.logits(TOKENS[: N + seq], seq=seq)
@@ -82,11 +88,11 @@ def test_a_state_goes_beside_other_sequences(model: Any, unified: bool) -> None:
         exact = [ctx.logits(TOKENS[N + seq : 600], N + seq, seq) for seq in (0, 1)]
         for seq in (2, 3):
             assert ctx.load(one, seq)
-            assert np.abs(ctx.logits(TOKENS[N + 1 : 600], N + 1, seq) - exact[1]).max() < 0.02
+            assert np.abs(ctx.logits(TOKENS[N + 1 : 600], N + 1, seq) - exact[1]).max() < bound
         assert ctx.load(whole)
         assert [ctx.pos_max(seq) for seq in range(4)] == [N - 1, N, -1, -1]
         for seq in (0, 1):
-            assert np.abs(ctx.logits(TOKENS[N + seq : 600], N + seq, seq) - exact[seq]).max() < 0.02
+            assert np.abs(ctx.logits(TOKENS[N + seq : 600], N + seq, seq) - exact[seq]).max() < bound
 
 
 def another_model(path: Path, to: Path) -> Path:
@@ -200,7 +206,7 @@ def test_a_state_does_not_depend_on_how_weights_are_packed(tiny_model: Path, tmp
             assert ctx.load(data), ctx.library.last_error()
 
 
-def test_a_sequence_that_is_not_there_is_refused(model: Any) -> None:
+def test_a_sequence_that_is_not_there_is_refused(model: Any, bound: float) -> None:
     with Context(model, GA_N, GA_W, n_seq_max=4, kv_unified=True) as ctx:
         ctx.logits(TOKENS[:50], seq=3)
         data = ctx.save()
@@ -209,7 +215,7 @@ def test_a_sequence_that_is_not_there_is_refused(model: Any) -> None:
         assert not ctx.load(data)
         assert ctx.library.last_error() == "the state has sequences up to 3, this context has room for 2 (n_seq_max)"
         assert ctx.remove(1, 50)
-        assert np.abs(ctx.logits(TOKENS[50:100], 50, 1) - exact[50:]).max() < 0.02
+        assert np.abs(ctx.logits(TOKENS[50:100], 50, 1) - exact[50:]).max() < bound
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss"])
@@ -229,7 +235,7 @@ def test_states_of_windows_only_and_of_all_are_told_apart(tiny_models: dict[str,
         assert np.abs(ctx.logits(TOKENS[300:350], 300) - exact).max() < 1e-3
 
 
-def test_a_state_that_is_kept_on_the_device(model: Any) -> None:
+def test_a_state_that_is_kept_on_the_device(model: Any, bound: float) -> None:
     """Taken back when the near part has less room than it had."""
     with Context(model, GA_N, GA_W, n_seq_max=3, kv_unified=True) as ctx:
         ctx.logits(TOKENS[:N])
@@ -239,10 +245,10 @@ def test_a_state_that_is_kept_on_the_device(model: Any) -> None:
         for seq in (1, 2):
             ctx.logits(TOKENS[:600], seq=seq)
         assert ctx.load(kept, 0, flags=ON_DEVICE)
-        assert np.abs(ctx.logits(TOKENS[N:600], N) - exact).max() < 0.02
+        assert np.abs(ctx.logits(TOKENS[N:600], N) - exact).max() < bound
 
 
-def test_loading_while_a_copy_is_pending(model: Any) -> None:
+def test_loading_while_a_copy_is_pending(model: Any, bound: float) -> None:
     """Copies between streams are carried out by the next batch: before what is loaded, not over it."""
     with Context(model, GA_N, GA_W, n_seq_max=2, kv_unified=False) as ctx:
         exact = ctx.logits(TOKENS[:600])
@@ -253,10 +259,10 @@ def test_loading_while_a_copy_is_pending(model: Any) -> None:
             ctx.logits(TOKENS[100:300])
             ctx.copy(0, 1)
             assert ctx.load(data, target)
-            assert np.abs(ctx.logits(TOKENS[N:600], N, target) - exact[N:]).max() < 0.02
+            assert np.abs(ctx.logits(TOKENS[N:600], N, target) - exact[N:]).max() < bound
 
 
-def test_states_are_written_after_a_rollback_and_a_copy(model: Any) -> None:
+def test_states_are_written_after_a_rollback_and_a_copy(model: Any, bound: float) -> None:
     """What is pending is carried out first: copies between streams, windows that have to be made again."""
     with Context(model, GA_N, GA_W, n_seq_max=2, kv_unified=False) as ctx:
         exact = ctx.logits(TOKENS[:N])
@@ -266,7 +272,7 @@ def test_states_are_written_after_a_rollback_and_a_copy(model: Any) -> None:
         whole = ctx.save()
     with Context(model, GA_N, GA_W, n_seq_max=2, kv_unified=False) as ctx:
         assert ctx.load(whole)
-        assert np.abs(ctx.logits(TOKENS[200:280], 200) - exact[200:280]).max() < 0.02
+        assert np.abs(ctx.logits(TOKENS[200:280], 200) - exact[200:280]).max() < bound
         assert ctx.load(data, 0)
         assert ctx.remove(0, 400)
-        assert np.abs(ctx.logits(TOKENS[400:480], 400) - exact[400:480]).max() < 0.02
+        assert np.abs(ctx.logits(TOKENS[400:480], 400) - exact[400:480]).max() < bound

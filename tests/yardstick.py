@@ -5,6 +5,11 @@ rounding; the yardstick then is stock's plain attention, because its flash atten
 Measured, over the models and pairs: the largest difference of a logit is 0.1 to 1.4 times stock's, the root mean square
 0.2 to 1.0 times; the factors leave room for other processors. A rule that is off by one is three orders of magnitude
 further away, in KL.
+
+A device may round more: CUDA multiplies F32 matrices in TF32, with 10 bits, if there are more than three columns.
+Where a mixture of experts is close to a tie another expert is chosen then, and such tokens are anywhere: in the
+yardstick or in what is measured with it, or in both. ``share`` leaves them out: of all tokens those that are nearest
+are compared. A wrong rule moves all tokens beyond its window.
 """
 
 from __future__ import annotations
@@ -33,14 +38,17 @@ class Distance:
     rms: float
 
     @classmethod
-    def between(cls, logits: Array, exact: Array) -> Distance:
+    def between(cls, logits: Array, exact: Array, share: float = 1.0) -> Distance:
         assert logits.shape == exact.shape
         difference = np.abs(logits - exact)
+        if share < 1.0:
+            nearest = np.argsort(difference.max(axis=1))
+            difference = difference[nearest[: round(share * len(nearest))]]
         return cls(float(difference.max()), float(np.sqrt(np.mean(difference**2))))
 
-    def check(self, logits: Array, exact: Array) -> None:
+    def check(self, logits: Array, exact: Array, share: float = 1.0) -> None:
         """Fail unless logits are as near to exact ones as this distance, which is the yardstick, allows."""
-        found = Distance.between(logits, exact)
+        found = Distance.between(logits, exact, share)
         print(f"largest {found.largest:.1e} (stock {self.largest:.1e}), rms {found.rms:.1e} (stock {self.rms:.1e})")
         assert found.largest <= max(MAX_FACTOR * self.largest, MAX_FLOOR), (found, self)
         assert found.rms <= max(RMS_FACTOR * self.rms, RMS_FLOOR), (found, self)

@@ -167,6 +167,7 @@ def make_plan(
     stock: bool = True,
     attn: Sequence[str] = ("fused",),
     flash: Sequence[bool] = (True,),
+    stock_flash: Sequence[bool] = (True, False),
     caches: Sequence[str] = ("F16",),
     threads: Sequence[int] | None = None,
     n_prefill: int = 512,
@@ -184,9 +185,10 @@ def make_plan(
         pairs: ``(ga_n, ga_w)`` with ``ga_n`` above 1. None: ``ga_w`` an eighth of the trained context, and ``ga_n`` by
             the authors' rule for the longest depth. Empty: none.
         plain: whether our build is measured with ``ga_n`` 1.
-        stock: whether the stock build is. It is with flash attention on and off; the faster one is the baseline.
+        stock: whether the stock build is.
         attn: ``fused``, ``composed``: how the attention of pairs is computed.
         flash: with flash attention on, off: of our build.
+        stock_flash: of the stock build; with both, the faster one is the baseline.
         caches: types of the KV cache, of ``cache_size.CACHE_TYPES``, or of K and V apart (``Q8_0:F16``). A quantized V
             exists with flash attention only.
         threads: numbers of threads. None: as many as there are cores.
@@ -228,7 +230,7 @@ def make_plan(
         path,
         f"{info.architecture} {info.quantization}, {info.n_params / 1e6:.3g} million parameters",
         n_ctx_train,
-        tuple(_configurations(pairs, plain, stock, attn, flash, caches)),
+        tuple(_configurations(pairs, plain, stock_flash if stock else (), attn, flash, caches)),
         chosen,
         tuple(_threads(threads)),
         swa_full=swa_full,
@@ -266,7 +268,7 @@ def _threads(threads: Sequence[int] | None) -> Iterator[int]:
 def _configurations(
     pairs: Sequence[tuple[int, int]],
     plain: bool,
-    stock: bool,
+    stock_flash: Sequence[bool],
     attn: Sequence[str],
     flash: Sequence[bool],
     caches: Sequence[str],
@@ -277,11 +279,10 @@ def _configurations(
     for type_k, type_v in dict.fromkeys(_types(cache) for cache in caches):
         n_block, _ = CACHE_TYPES[type_v]
         possible = (True, False) if n_block == 1 else (True,)
-        if not set(flash) & set(possible):
+        if any(asked and not set(asked) & set(possible) for asked in (flash, stock_flash)):
             raise SettingError(f"a cache of type {type_v} for V needs flash attention")
-        if stock:
-            for on in possible:
-                yield Configuration(STOCK, flash=on, type_k=type_k, type_v=type_v)
+        for on in (on for on in possible if on in stock_flash):
+            yield Configuration(STOCK, flash=on, type_k=type_k, type_v=type_v)
         for on in (on for on in dict.fromkeys(flash) if on in possible):
             if plain:
                 yield Configuration(OURS, flash=on, type_k=type_k, type_v=type_v)

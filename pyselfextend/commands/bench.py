@@ -91,7 +91,16 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     default="on",
     metavar="on,off",
     section="What is compared",
-    help="Flash attention, of our build; the stock build is measured with both.",
+    help="Flash attention, of our build.",
+)
+@option(
+    "--stock-flash-attn",
+    "stock_flash",
+    type=CommaSeparated(click.Choice(["on", "off"])),
+    default="on,off",
+    metavar="on,off",
+    section="What is compared",
+    help="Of the stock build; with both, the faster one is the baseline.",
 )
 @option(
     "--cache",
@@ -158,6 +167,7 @@ def command(
     no_stock: bool,
     attn: tuple[str, ...] | None,
     flash: tuple[str, ...],
+    stock_flash: tuple[str, ...],
     caches: tuple[str, ...],
     threads: tuple[int, ...] | None,
     depths: tuple[int, ...] | None,
@@ -191,6 +201,7 @@ def command(
         stock=not no_stock,
         attn=attn or (["composed"] if gpu_layers else ["fused"]),
         flash=[word == "on" for word in flash],
+        stock_flash=[word == "on" for word in stock_flash],
         caches=caches,
         threads=threads,
         n_prefill=prefill,
