@@ -28,7 +28,9 @@ CTX_PARAMS = (
 
 
 ON_DEVICE = bool(os.environ.get("PYSELFEXTEND_DEVICE"))
-ATTN = [2] if ON_DEVICE else [1, 2]  # the ways of computing the attention: 1 fused, which is the CPU's, 2 composed
+IS_FUSED = os.environ.get("PYSELFEXTEND_DEVICE") in ("cuda", "vulkan")  # has the attention as one node
+#: The ways of computing the attention: 0 as the device can, 1 fused, 2 composed.
+ATTN = [0, 2] if IS_FUSED else [2] if ON_DEVICE else [1, 2]
 
 
 @cache
@@ -107,7 +109,8 @@ class Context:
         if ga_n > 1 and given.offload_kqv:
             info = self.library.get_info(self.ctx)
             assert info is not None
-            assert (info.n_layer_composed > 0) == (ON_DEVICE or attn == 2), info
+            is_fused = not ON_DEVICE or (IS_FUSED and given.flash_attn_type != 0)  # 0: off
+            assert (info.n_layer_composed > 0) == (attn == 2 or not is_fused), info
         self.memory = llama_cpp.llama_get_memory(self.ctx)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 

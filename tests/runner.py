@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 ATTN = {"auto": 0, "fused": 1, "composed": 2}
 FLASH = {"auto": -1, "off": 0, "on": 1}
-KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # ggml_type
 CHOICES = {"attn": ATTN, "flash": FLASH, "type_k": KV_TYPES, "type_v": KV_TYPES}
 
 

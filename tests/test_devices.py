@@ -4,6 +4,8 @@ By default that is ggml's RPC backend over loopback, which says yes to every op:
 wrongly would show here as wrong logits, or as a lost connection. With PYSELFEXTEND_DEVICE=vulkan or cuda it is that
 backend of the library that PYSELFEXTEND_LIB names; `make test-vulkan` and `make test-gpu` do that, and run the tests
 of sequences, shifts and states there as well.
+
+A device that has the attention as one node is asked for both ways, any other for the composed one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from context import ON_DEVICE
+from context import IS_FUSED, ON_DEVICE
 from reference import Array, Reference, kl_divergence
 from runner import Job, evaluate_all, tokenize
 from test_reference import some_tokens
@@ -75,6 +77,10 @@ class Device:
         plain = self.run([replace(job, ga_n=1)])[0]
         return Distance.between(plain.logits, self.reference.logits(self.tokens), self.share)
 
+    def ways(self, flash: str) -> list[str]:
+        """How attention can be computed here, the way that is taken by itself first."""
+        return ["auto", "composed"] if IS_FUSED and flash != "off" else ["auto"]
+
     def exact(self, pair: tuple[int, int]) -> Array:
         return self.reference.logits(self.tokens, *pair)
 
@@ -85,57 +91,83 @@ def device(engine_lib: Path, rpc: str, tiny_model: Path) -> Device:
 
 
 @pytest.fixture(scope="module")
-def rounding(device: Device) -> Distance:
-    return device.yardstick(replace(F32, flash="off"))
+def rounding(device: Device) -> dict[str, Distance]:
+    """Of the plain rule: with flash attention devices round more."""
+    return {flash: device.yardstick(replace(F32, flash=flash)) for flash in ("off", "on")}
 
 
-@pytest.mark.parametrize("offload_kqv", [True, False])
+def check_way(info: dict[str, Any], flash: str, attn: str) -> None:
+    """One node where the device has it and is allowed it, stock operators elsewhere."""
+    fused = IS_FUSED and flash != "off" and attn == "auto"
+    assert (info["n_layer_fused"] > 0) == fused
+    assert (info["n_layer_composed"] > 0) != fused
+
+
 @pytest.mark.parametrize("flash", ["on", "off", "auto"])
-def test_all_layers_on_a_device(device: Device, rounding: Distance, flash: str, offload_kqv: bool) -> None:
-    """With the cache on the device the layers are composed of stock ops; with the cache on the CPU they are fused."""
-    base = replace(F32, flash=flash, calls="600,50,1", offload_kqv=offload_kqv)
-    for pair, result in zip(
-        PAIRS, device.run([replace(base, ga_n=ga_n, ga_w=ga_w) for ga_n, ga_w in PAIRS]), strict=True
-    ):
-        assert (result.info["n_layer_composed"] > 0) == offload_kqv
-        assert (result.info["n_layer_fused"] > 0) != offload_kqv
-        rounding.check(result.logits, device.exact(pair))
+def test_all_layers_on_a_device(device: Device, rounding: dict[str, Distance], flash: str) -> None:
+    base = replace(F32, flash=flash, calls="600,50,1")
+    jobs = [replace(base, ga_n=ga_n, ga_w=ga_w, attn=attn) for attn in device.ways(flash) for ga_n, ga_w in PAIRS]
+    for job, result in zip(jobs, device.run(jobs), strict=True):
+        check_way(result.info, flash, job.attn)
+        fused = result.info["n_layer_fused"] > 0
+        rounding["on" if fused else "off"].check(result.logits, device.exact((job.ga_n, job.ga_w)))
 
 
+@pytest.mark.parametrize("flash", ["on", "off"])
+def test_all_layers_on_a_device_but_not_their_cache(device: Device, rounding: dict[str, Distance], flash: str) -> None:
+    """With the cache on the CPU they are fused there."""
+    base = replace(F32, flash=flash, calls="600,50,1", offload_kqv=False)
+    jobs = [replace(base, ga_n=ga_n, ga_w=ga_w) for ga_n, ga_w in PAIRS]
+    for job, result in zip(jobs, device.run(jobs), strict=True):
+        assert result.info["n_layer_composed"] == 0
+        rounding["off"].check(result.logits, device.exact((job.ga_n, job.ga_w)))
+
+
+@pytest.mark.parametrize("flash", ["off", "on"] if IS_FUSED else ["off"])
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "qwen2vl", "smollm3"])
-def test_models(engine_lib: Path, rpc: str, tiny_models: dict[str, Path], name: str) -> None:
+def test_models(engine_lib: Path, rpc: str, tiny_models: dict[str, Path], name: str, flash: str) -> None:
     """Windows, sinks, soft-cap, M-RoPE, layers without RoPE."""
     device = Device(engine_lib, rpc, tiny_models[name])
-    base = replace(F32, flash="off")
+    base = replace(F32, flash=flash)
     rounding = device.yardstick(base)
     (result,) = device.run([replace(base, ga_n=3, ga_w=100)])
     rounding.check(result.logits, device.exact((3, 100)), device.share)
 
 
 @pytest.mark.parametrize(
-    ("type_k", "type_v", "flash"), [("f16", "f16", "off"), ("q8_0", "q8_0", "on"), ("q8_0", "f16", "off")]
+    ("type_k", "type_v", "flash"),
+    [
+        ("f16", "f16", "off"),
+        ("q8_0", "q8_0", "on"),
+        ("q8_0", "f16", "off"),
+        *([("f16", "f16", "on"), ("bf16", "bf16", "on"), ("q4_0", "q4_0", "on")] if IS_FUSED else []),
+    ],
 )
 def test_rounded_caches(device: Device, type_k: str, type_v: str, flash: str) -> None:
     """Mean KL at most 1.2 times that of the plain rule on the same device."""
     job = Job(type_k=type_k, type_v=type_v, flash=flash, threads=1)
-    jobs = [job, *(replace(job, ga_n=ga_n, ga_w=ga_w) for ga_n, ga_w in PAIRS)]
-    plain, *results = device.run(jobs)
+    jobs = [replace(job, ga_n=ga_n, ga_w=ga_w, attn=attn) for attn in device.ways(flash) for ga_n, ga_w in PAIRS]
+    plain, *results = device.run([job, *jobs])
     yardstick = kl_divergence(device.exact((1, 0)), plain.logits).mean()
-    for pair, result in zip(PAIRS, results, strict=True):
-        assert result.info["n_layer_fused"] == 0
-        assert kl_divergence(device.exact(pair), result.logits).mean() <= 1.2 * yardstick, pair
+    for job, result in zip(jobs, results, strict=True):
+        check_way(result.info, flash, job.attn)
+        assert kl_divergence(device.exact((job.ga_n, job.ga_w)), result.logits).mean() <= 1.2 * yardstick, job
 
 
 @pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
 def test_nothing_of_the_cache_leaves_the_device(device: Device, type_kv: str) -> None:
     """Where the nodes of the attention and of the cache lie, as the scheduler has placed them."""
     job = Job(ga_n=4, ga_w=64, type_k=type_kv, type_v=type_kv, flash="on", calls="600,50,1", trace=True)
-    places: dict[str, str] = device.run([job])[0].info["places"]
-    for part in ("cache_k", "cache_v", "cache_near_k", "cache_near_v", "kq_self_extend", "kqv_self_extend"):
-        found = {place for name, place in places.items() if name.startswith(part)}
-        assert found, (part, places)
-        assert not any(place.startswith("CPU") for place in found), (part, found)
-    assert all(f"kq_self_extend-{il}" in places for il in range(device.reference.n_layer))
+    for attn in device.ways("on"):
+        places: dict[str, str] = device.run([replace(job, attn=attn)])[0].info["places"]
+        parts = ["cache_k", "cache_v", "cache_near_k", "cache_near_v", "kqv_self_extend"]
+        if attn == "composed" or not IS_FUSED:
+            parts.append("kq_self_extend")
+        for part in parts:
+            found = {place for name, place in places.items() if name.startswith(part)}
+            assert found, (part, places)
+            assert not any(place.startswith("CPU") for place in found), (part, found)
+        assert all(f"{parts[-1]}-{il}" in places for il in range(device.reference.n_layer))
 
 
 @pytest.mark.slow
@@ -148,30 +180,49 @@ def test_real_models(
     """
     device = Device(engine_lib, rpc, request.getfixturevalue(name), np.float32)
     device.tokens = np.array(tokenize(engine_lib, device.model, prose)[:250])
-    job = Job(flash="off", calls="240,1")
+    flash = "on" if IS_FUSED else "off"
+    job = Job(flash=flash, calls="240,1")
     plain, *results = device.run([job, *(replace(job, ga_n=ga_n, ga_w=ga_w) for ga_n, ga_w in pairs)])
     plain_exact = device.exact((1, 0))
     rounding = kl_divergence(plain_exact, plain.logits).mean()
     for pair, result in zip(pairs, results, strict=True):
-        assert result.info["n_layer_composed"] > 0
-        assert result.info["n_layer_fused"] == 0
+        check_way(result.info, flash, "auto")
         kl, other = (kl_divergence(exact, result.logits).mean() for exact in (device.exact(pair), plain_exact))
         print(f"{pair} mean KL {kl:.5f}, {kl / rounding:.2f} of the plain rule's; from the plain reference {other:.5f}")
         assert kl <= 1.2 * rounding, pair
         assert other > 2 * kl, pair
 
 
-def test_some_layers_on_a_device(device: Device, rounding: Distance) -> None:
-    """One layer on the device: both ways of computing the attention in one graph."""
-    (result,) = device.run([replace(F32, ga_n=3, ga_w=100, calls="600,50,1")], n_gpu_layers=2)
-    assert result.info["n_layer_composed"] > 0
-    assert result.info["n_layer_fused"] > 0
-    rounding.check(result.logits, device.exact((3, 100)))
+def test_some_layers_on_a_device(device: Device, rounding: dict[str, Distance]) -> None:
+    """One layer on the device: two devices, and without flash attention two ways, in one graph."""
+    for flash in ("off", "on"):
+        job = replace(F32, ga_n=3, ga_w=100, calls="600,50,1", flash=flash)
+        (result,) = device.run([job], n_gpu_layers=2)
+        fused = IS_FUSED and flash == "on"
+        assert (result.info["n_layer_composed"] > 0) != fused
+        assert result.info["n_layer_fused"] > 0
+        rounding["on" if fused else "off"].check(result.logits, device.exact((3, 100)))
 
 
-def test_the_kernel_is_refused_for_a_cache_elsewhere(device: Device) -> None:
-    with pytest.raises(RuntimeError, match="the cache of layer 0 is not in CPU memory"):
-        device.run([Job(ga_n=4, ga_w=64, attn="fused")])
+def test_one_node_where_there_is_none(device: Device) -> None:
+    """Asked for by name it is refused by name, with what the device is called."""
+    job = Job(ga_n=4, ga_w=64, attn="fused", flash="off")
+    with pytest.raises(
+        RuntimeError, match=r"fused attention was asked for, but device '[A-Za-z0-9]+' does not have it"
+    ):
+        device.run([job])
+    if IS_FUSED:
+        assert device.run([replace(job, flash="on")])[0].info["n_layer_composed"] == 0
+
+
+def test_the_rpc_server_is_stock() -> None:
+    """The series leaves what a server consists of as it is, so that this is how a stock one answers."""
+    series = (HERE.parent / "native" / "patches").glob("*.patch")
+    changed = {
+        line[6:].strip() for patch in series for line in patch.read_text().splitlines() if line.startswith("+++ b/")
+    }
+    backends = {name for name in changed if name.startswith("ggml/")}
+    assert all(name.startswith(("ggml/src/ggml-cuda/", "ggml/src/ggml-vulkan/")) for name in backends), backends
 
 
 @pytest.mark.parametrize(
