@@ -373,6 +373,10 @@ void launch::run_parts() {
         // the end of what is seen, where it does not depend on the tile
         const int * kv_max = n_tiles_tokens == 1 ? ends + p*n_stream : nullptr;
 
+        // With it the number of cells is of no use but as the stride of the mask, for which the vector kernel takes it. That one
+        // has as many tokens in a tile as there are.
+        const int64_t n_kv = kv_max ? part.mask.nb[1]/sizeof(half) : part.k.ne[1];
+
         ggml_cuda_kernel_launch(function,
                 ggml_cuda_kernel_launch_params(n_blocks, dim3(kernel.warp_size, kernel.n_warps), kernel.n_bytes_shared, ctx.stream()),
                 (const char *) part.q.data, k[p].data, v[p].data, (const char *) part.mask.data, (const char *) nullptr, kv_max,
@@ -380,7 +384,7 @@ void launch::run_parts() {
                 scale(), max_bias, slope, slope, n_head_log2, op.logit_softcap,
                 int32_t(n_embd), fd_n_tps, int32_t(n_head), int32_t(n_sequences),
                 int32_t(part.q.nb[1]), int32_t(part.q.nb[2]), int32_t(nb_q),
-                int32_t(n_embd), int32_t(is_one ? n_kv_max : part.k.ne[1]), int32_t(n_head_kv), int32_t(n_sequences),
+                int32_t(n_embd), int32_t(n_kv), int32_t(n_head_kv), int32_t(n_sequences),
                 int32_t(k[p].nb[1]), int32_t(k[p].nb[2]), nb_k,
                 int32_t(v[p].nb[1]), int32_t(v[p].nb[2]), nb_v,
                 int32_t(n_tps), int32_t(1), int32_t(n_sequences),
