@@ -21,7 +21,7 @@ from rich.console import Console
 
 from pyselfextend.cache_size import CACHE_TYPES, CacheSize
 from pyselfextend.commands import plan as command_plan
-from pyselfextend.commands.plan_screen import ranges, show, size
+from pyselfextend.commands.plan_screen import show, size
 from pyselfextend.errors import ModelFileError
 from pyselfextend.memory import FreeMemory, free_memory
 from pyselfextend.model_info import Layer, ModelInfo, Rope
@@ -111,7 +111,6 @@ def test_what_it_says_of_layers_that_differ(tmp_path: Path) -> None:
     assert (
         "Not possible: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL (keys are stored in blocks of 32, the model's heads" in text
     )
-    assert ranges([0, 1, 2, 4, 6, 7]) == "0-2, 4, 6-7"
 
 
 def test_text_of_a_file_does_not_reach_the_terminal(tmp_path: Path, tiny_model: Path) -> None:

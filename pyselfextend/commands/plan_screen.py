@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..model_info import Layer, ModelInfo, Rope
+from ..placement import ranges
 from ..plan import Memory, Pair, Plan
 from ..screen import printable, result_console
 
-__all__ = ["ranges", "show", "size"]
+__all__ = ["show", "size"]
 
 
 def show(plan: Plan, console: Console | None = None) -> None:
@@ -42,17 +43,6 @@ def size(n_bytes: int) -> str:
     if n_bytes < 2**20:
         return f"{n_bytes / 2**10:.1f} KiB"
     return f"{n_bytes / 2**20:.1f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers with runs drawn together: 0-3, 5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 #
