@@ -21,8 +21,9 @@ from typing import Any
 
 from .config import SelfExtendInfo
 from .errors import NativeLibraryError
+from .placement import Attention, DeviceMemory, group
 
-__all__ = ["ATTN", "Info", "Library", "Params", "claim", "given_lib_path", "lib_dir", "load"]
+__all__ = ["ATTN", "Info", "Layer", "Library", "Memory", "Params", "claim", "given_lib_path", "lib_dir", "load"]
 
 #: Where llama_cpp takes libllama from, and where its multimodal chat handlers take libmtmd from.
 LIB_PATH_VARIABLE = "LLAMA_CPP_LIB_PATH"
@@ -36,6 +37,9 @@ ATTN = {"auto": 0, "fused": 1, "composed": 2}
 
 #: LLAMA_SELF_EXTEND_GA_W_DEFAULT
 GA_W_DEFAULT = 2**32 - 1
+
+#: LLAMA_MAX_LAYERS
+N_LAYER_MAX = 512
 
 REINSTALL = "reinstall pyselfextend (in a clone: make clean setup)"
 
@@ -65,6 +69,26 @@ class Info(ctypes.Structure):
     ]
 
 
+class Layer(ctypes.Structure):
+    """struct llama_self_extend_layer"""
+
+    _fields_ = [
+        ("attn", ctypes.c_int),
+        ("device", ctypes.c_char_p),
+    ]
+
+
+class Memory(ctypes.Structure):
+    """struct llama_self_extend_memory"""
+
+    _fields_ = [
+        ("device", ctypes.c_char_p),
+        ("n_bytes_model", ctypes.c_uint64),
+        ("n_bytes_cache", ctypes.c_uint64),
+        ("n_bytes_compute", ctypes.c_uint64),
+    ]
+
+
 class Library:
     """The functions of ``llama-self-extend.h``, on the handle that llama_cpp uses too."""
 
@@ -74,6 +98,13 @@ class Library:
         self._set_next = _function(cdll, "set_next", ctypes.c_bool, Params)
         self._last_error = _function(cdll, "last_error", ctypes.c_char_p)
         self._get_info = _function(cdll, "get_info", ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(Info))
+        self._get_layer = _function(
+            cdll, "get_layer", ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(Layer)
+        )
+        self._get_memory = _function(
+            cdll, "get_memory", ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Memory), ctypes.c_int32
+        )
+        self._device_is_fused = _function(cdll, "device_is_fused", ctypes.c_bool, ctypes.c_char_p)
         self._build_info = _function(cdll, "build_info", ctypes.c_char_p)
         self._kernel_isa = _function(cdll, "kernel_isa", ctypes.c_char_p)
 
@@ -97,9 +128,40 @@ class Library:
             n_ctx_reach=info.n_ctx_reach,
             bytes_far=info.n_bytes_far,
             bytes_near=info.n_bytes_near,
-            n_layer_fused=info.n_layer_fused,
-            n_layer_composed=info.n_layer_composed,
+            attention=self.get_attention(ctx),
+            memory=self.get_memory(ctx),
         )
+
+    def get_attention(self, ctx: Any) -> tuple[Attention, ...]:
+        """How the attention of each extended layer of a ``llama_context *`` is computed; empty if it is plain."""
+        return group(self._layers(ctx))
+
+    def _layers(self, ctx: Any) -> Iterator[tuple[int, str, str]]:
+        names = {value: name for name, value in ATTN.items()}
+        layer = Layer()
+        for number in range(N_LAYER_MAX):
+            if self._get_layer(ctx, number, ctypes.byref(layer)):
+                yield number, names[layer.attn], layer.device.decode("utf-8")
+
+    def get_memory(self, ctx: Any) -> tuple[DeviceMemory, ...]:
+        """What a ``llama_context *``, also a plain one, and its model have taken on each device, by device name."""
+        n_devices = self._get_memory(ctx, None, 0)
+        devices = (Memory * n_devices)()
+        self._get_memory(ctx, devices, n_devices)
+        found = (
+            DeviceMemory(
+                device=memory.device.decode("utf-8"),
+                bytes_model=memory.n_bytes_model,
+                bytes_cache=memory.n_bytes_cache,
+                bytes_compute=memory.n_bytes_compute,
+            )
+            for memory in devices
+        )
+        return tuple(sorted(found, key=lambda memory: memory.device))
+
+    def device_is_fused(self, device: str) -> bool:
+        """Whether a device, by ggml's name, offers the fused attention, of the shapes that it supports."""
+        return bool(self._device_is_fused(device.encode("utf-8")))
 
     def build_info(self) -> dict[str, str]:
         """What the library was built from.

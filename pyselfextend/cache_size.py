@@ -7,7 +7,7 @@ with what the engine reports.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .errors import SettingError
@@ -86,6 +86,7 @@ def cache_size(
     n_ubatch: int = 512,
     swa_full: bool = True,
     flash_attn: bool | None = None,
+    of: Collection[int] | None = None,
 ) -> CacheSize:
     """The size of the cache of a context of ``n_ctx`` tokens for one sequence.
 
@@ -97,6 +98,7 @@ def cache_size(
         n_ubatch: tokens that are computed at once.
         swa_full: whether layers with a sliding window keep all tokens, which is llama.cpp's default.
         flash_attn: whether flash attention is on. None: where the type of the values needs it.
+        of: numbers of the layers whose part of the cache is meant. None: all.
 
     Raises:
         SettingError: there is no such type, or llama.cpp does not make such a cache for this model.
@@ -121,11 +123,13 @@ def cache_size(
     n_ubatch = min(n_ubatch, n_ctx)
     far = n_ctx_padded(n_ctx)
     near = 0 if ga_w is None else min(far, _padded(min(far, ga_w) + n_ubatch))
-    extended = [layer for layer in cached if not layer.window]
-    windowed = [layer for layer in cached if layer.window]
+    windows = [layer.window for layer in cached if layer.window]
     swa = 0
-    if windowed:
-        swa = far if swa_full else _padded(min(far, max(layer.window for layer in windowed) + n_ubatch))
+    if windows:
+        swa = far if swa_full else _padded(min(far, max(windows) + n_ubatch))
+    meant = [layer for i, layer in enumerate(layers) if layer.has_cache and (of is None or i in of)]
+    extended = [layer for layer in meant if not layer.window]
+    windowed = [layer for layer in meant if layer.window]
     return CacheSize(
         type_k=type_k,
         type_v=type_v,

@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 
 from .errors import NotAnIntegerError, SettingError
+from .placement import Attention, DeviceMemory, describe
 
 __all__ = ["SETTING_MAX", "SelfExtendConfig", "SelfExtendInfo", "integer"]
 
@@ -65,8 +66,8 @@ class SelfExtendConfig:
 class SelfExtendInfo:
     """What is in force in a context, read back from the engine.
 
-    For the plain model ``ga_n`` is 1, ``n_ctx_reach`` is ``n_ctx_train`` and the other numbers are 0, because nothing
-    of SelfExtend exists in such a context.
+    For the plain model ``ga_n`` is 1, ``n_ctx_reach`` is ``n_ctx_train``, ``attention`` is empty and the other numbers
+    are 0, because nothing of SelfExtend exists in such a context; ``memory`` is what llama.cpp says of it.
     """
 
     ga_n: int
@@ -88,19 +89,34 @@ class SelfExtendInfo:
     bytes_near: int
     """Memory of the near part of the KV cache, in bytes: what SelfExtend costs on top of the plain cache."""
 
-    n_layer_fused: int
-    """How many layers compute their attention in one kernel over both parts."""
+    attention: tuple[Attention, ...]
+    """Which way the attention of each extended layer is computed, and where, in order of the first layer. Layers with a
+    window of their own are llama.cpp's, and not in it."""
 
-    n_layer_composed: int
-    """How many layers compute their attention from stock ggml operators."""
+    memory: tuple[DeviceMemory, ...]
+    """What model and context had taken on each device when this was first read."""
+
+    @property
+    def n_layer_fused(self) -> int:
+        """How many layers compute their attention in one kernel over both parts."""
+        return self._n_layer("fused")
+
+    @property
+    def n_layer_composed(self) -> int:
+        """How many layers compute their attention from stock ggml operators."""
+        return self._n_layer("composed")
+
+    def _n_layer(self, way: str) -> int:
+        return sum(len(each.layers) for each in self.attention if each.way == way)
 
     def __str__(self) -> str:
+        memory = ", ".join(f"{_mib(each.n_bytes)} on {each.device}" for each in self.memory)
         if self.ga_n == 1:
-            return f"plain model (ga_n=1), trained context {self.n_ctx_train} tokens"
+            return f"plain model (ga_n=1), trained context {self.n_ctx_train} tokens, memory {memory}"
         return (
             f"SelfExtend ga_n={self.ga_n} ga_w={self.ga_w}, trained context {self.n_ctx_train} tokens, "
             f"reach {self.n_ctx_reach} tokens, KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "
-            f"layers {self.n_layer_fused} fused + {self.n_layer_composed} composed"
+            f"attention {describe(self.attention)}, memory {memory}"
         )
 
 

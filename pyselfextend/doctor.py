@@ -20,6 +20,7 @@ from typing import Any
 
 from . import _native, requirements
 from .errors import NativeLibraryError, SelfExtendError
+from .placement import Attention, attention_from
 
 __all__ = ["Build", "Device", "Diagnosis", "Features", "ModelAnswer", "examine"]
 
@@ -100,6 +101,9 @@ class Device:
 
     bytes_total: int
 
+    is_fused: bool
+    """Whether it offers the fused attention, of the shapes that it supports."""
+
 
 @dataclass(frozen=True)
 class ModelAnswer:
@@ -108,11 +112,11 @@ class ModelAnswer:
     n_gpu_layers: int
     """Layers on devices that are not the CPU: 0, or -1 for all."""
 
-    n_layer_fused: int
-    """Layers whose attention one kernel computes."""
+    flash_attn: bool
+    """Whether flash attention was on, without which devices other than the CPU do not fuse."""
 
-    n_layer_composed: int
-    """Layers whose attention stock operators compute."""
+    attention: tuple[Attention, ...]
+    """Which way the attention of each extended layer is computed, and where. Empty if the model is refused."""
 
     refused: str | None
     """Why SelfExtend does not support the model, in the engine's words; None: it does."""
@@ -148,7 +152,7 @@ class Diagnosis:
     """The instructions that the fused kernel uses on this processor: avx512, avx2, neon or portable."""
 
     attention: str
-    """Which layers will compute their attention in the fused kernel."""
+    """Which way layers will compute their attention, by the devices that they lie on."""
 
     default_model: Path | None
     """The model that is used where none is named; None: it is not installed."""
@@ -317,10 +321,17 @@ def _attention(devices: tuple[Device, ...]) -> str:
     forced = os.environ.get(ATTN_VARIABLE, "auto")
     if forced in ("fused", "composed"):
         return f"{forced} in all layers: {ATTN_VARIABLE} is set"
-    others = [device.name for device in devices if device.type not in ("CPU", "ACCEL")]
+    others = [device for device in devices if device.type not in ("CPU", "ACCEL")]
     if not others:
         return "fused in all layers: the only device is the CPU"
-    return f"fused in layers on the CPU, composed of stock operators in those on {', '.join(others)} (n_gpu_layers)"
+    fused = [device.name for device in others if device.is_fused]
+    composed = [device.name for device in others if not device.is_fused]
+    text = f"fused in layers on {', '.join(['CPU', *fused])}"
+    if fused:
+        text += f" ({', '.join(fused)}: with flash_attn=True and heads of a size that has a kernel, otherwise composed)"
+    if composed:
+        text += f"; composed of stock operators in those on {', '.join(composed)}"
+    return text
 
 
 def _answers(found: Any, path: Path | None) -> tuple[tuple[ModelAnswer, ...], list[str]]:
@@ -333,8 +344,8 @@ def _answers(found: Any, path: Path | None) -> tuple[tuple[ModelAnswer, ...], li
             answers.append(
                 ModelAnswer(
                     answer["n_gpu_layers"],
-                    answer.get("n_layer_fused", 0),
-                    answer.get("n_layer_composed", 0),
+                    answer["flash_attn"],
+                    attention_from(answer.get("attention", ())),
                     answer.get("refused"),
                 )
             )

@@ -106,7 +106,9 @@ class Llama(llama_cpp.Llama):
 
     @property
     def self_extend(self) -> SelfExtendInfo:
-        """What is in force: group size, window, trained context, longest reach, bytes of each cache part."""
+        """What is in force: group size, window, trained context, longest reach, bytes of each cache part, which way the
+        attention of each layer is computed and where, and the memory on each device.
+        """
         if self._self_extend is None:
             self._self_extend = self._read_info()
         return self._self_extend
@@ -121,8 +123,8 @@ class Llama(llama_cpp.Llama):
                 n_ctx_reach=n_ctx_train,
                 bytes_far=0,
                 bytes_near=0,
-                n_layer_fused=0,
-                n_layer_composed=0,
+                attention=(),
+                memory=_library.get_memory(self._ctx.ctx),
             )
         info = _library.get_info(self._ctx.ctx)
         if info is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import architectures, gguf_file
-from .gguf_file import shown
+from .gguf_file import Tensor, shown
 from .metadata import N_HEAD_MAX, Keys
 
 __all__ = ["Layer", "ModelInfo", "Rope", "model_info"]
@@ -17,6 +18,7 @@ __all__ = ["Layer", "ModelInfo", "Rope", "model_info"]
 N_LAYER_MAX = 512  # LLAMA_MAX_LAYERS
 FREQ_BASE = 10000.0  # where the file names none
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+BLOCK = re.compile(r"blk\.(\d{1,4})\.")  # a layer's tensors
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ class ModelInfo:
     bytes_weights: int
     """Size of the weights in bytes."""
 
+    bytes_input: int
+    """Those of them that stand before the layers, the embeddings for one."""
+
+    bytes_blocks: tuple[int, ...]
+    """Those of each layer, as the file counts layers."""
+
+    bytes_output: int
+    """Those of the output layer. Without a matrix of its own it has a copy of the embeddings."""
+
     n_ctx_train: int
     """The trained context in tokens."""
 
@@ -107,6 +118,9 @@ class ModelInfo:
 
     n_vocab: int
     """Tokens in the vocabulary; 0: unknown."""
+
+    n_ff: int
+    """Size of the widest row that a layer's feed-forward network computes for a token, experts in use together."""
 
     rope: Rope
 
@@ -159,9 +173,13 @@ def model_info(path: str | os.PathLike[str]) -> ModelInfo:
         tensor_types=dict(types.most_common()),
         n_params=file.n_elements,
         bytes_weights=file.n_bytes,
+        bytes_input=sum(tensor.n_bytes for tensor in file.tensors if not tensor.name.startswith(("blk.", "output"))),
+        bytes_blocks=_bytes_blocks(file.tensors, n_block),
+        bytes_output=_bytes_output(file.tensors),
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_vocab=embeddings[1] if len(embeddings) == 2 else 0,
+        n_ff=_n_ff(keys, n_block),
         rope=_rope(keys, layers, {tensor.name for tensor in file.tensors}),
         has_learned_positions=any(tensor.name == "position_embd.weight" for tensor in file.tensors),
         layers=layers,
@@ -211,6 +229,36 @@ def _layers(keys: Keys, n_block: int, n_embd: int) -> tuple[Layer, ...]:
     if arch == "graniteswitch":  # one more, of one head, chooses the adapter of a token
         layers.append(Layer(1, 1, k, v, window=0, has_rope=False, has_cache=True))
     return tuple(layers)
+
+
+def _n_ff(keys: Keys, n_block: int) -> int:
+    n_used = max(1, *keys.per_layer("expert_used_count", n_block, 1))
+    return max(
+        (
+            tensor.shape[1] * (n_used if len(tensor.shape) > 2 else 1)
+            for tensor in keys.file.tensors
+            if BLOCK.match(tensor.name) and ".ffn" in tensor.name and len(tensor.shape) > 1
+        ),
+        default=0,
+    )
+
+
+def _bytes_blocks(tensors: Sequence[Tensor], n_block: int) -> tuple[int, ...]:
+    n_bytes = [0] * n_block
+    for tensor in tensors:
+        found = BLOCK.match(tensor.name)
+        if found and int(found[1]) < n_block:
+            n_bytes[int(found[1])] += tensor.n_bytes
+    return tuple(n_bytes)
+
+
+def _bytes_output(tensors: Sequence[Tensor]) -> int:
+    names = {tensor.name for tensor in tensors}
+    return sum(
+        tensor.n_bytes
+        for tensor in tensors
+        if tensor.name.startswith("output") or (tensor.name == "token_embd.weight" and "output.weight" not in names)
+    )
 
 
 def _windows(keys: Keys, n_layer: int) -> list[int]:

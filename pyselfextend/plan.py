@@ -8,18 +8,31 @@ largest relative position that the model sees, and positions near ``L`` are unde
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from . import positions
 from .cache_size import CACHE_TYPES, CacheSize, cache_size, cache_type, n_ctx_padded
+from .compute_size import COMPOSED, FUSED, PLAIN, compute_size
 from .config import SETTING_MAX, SelfExtendConfig, integer
 from .errors import SettingError
 from .memory import FreeMemory, free_memory
 from .model_info import ModelInfo, model_info
 
-__all__ = ["CACHE_TYPES", "RULE", "Memory", "Pair", "Plan", "choose_ga_n", "ga_n_by_rule", "make_plan", "rule_share"]
+__all__ = [
+    "CACHE_TYPES",
+    "RULE",
+    "Memory",
+    "Offload",
+    "Pair",
+    "Plan",
+    "Way",
+    "choose_ga_n",
+    "ga_n_by_rule",
+    "make_plan",
+    "rule_share",
+]
 
 #: The ends of the authors' rule: shares of the trained context, the cautious one first.
 RULE = (Fraction(1, 2), Fraction(2, 3))
@@ -55,19 +68,54 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Way:
+    """What a device takes that computes the attention of its layers in one way, in bytes."""
+
+    way: str
+    """``fused``, where the device offers that, which ``doctor`` says, or ``composed``; ``plain`` without SelfExtend."""
+
+    bytes_compute: int
+    """What the computation takes on the device, at most; see ``compute_size``."""
+
+    n_bytes: int
+    """Weights, cache and computation on the device together."""
+
+
+@dataclass(frozen=True)
 class Memory:
     """What a context takes with one type of cache, in bytes."""
 
     cache: CacheSize
+    """All of it, wherever it lies."""
 
     bytes_compute: int
-    """What the computation takes at least: the logits of the tokens that are computed at once, or their scores."""
+    """What the computation takes in main memory, at most: the CPU's own attention is fused, and needs no scores."""
 
     n_bytes: int
-    """Weights, cache and computation together."""
+    """Weights, cache and computation in main memory together."""
 
     holds: bool
     """Whether this machine's free memory holds that."""
+
+    bytes_cache_device: int
+    """How much of the cache lies on the device."""
+
+    ways: tuple[Way, ...]
+    """What the device needs, for each way in which it may compute the attention. Empty without one."""
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What lies on a device that is not the CPU."""
+
+    layers: tuple[int, ...]
+    """Numbers of the layers. The output layer lies there too."""
+
+    bytes_weights: int
+    """Their weights, in bytes."""
+
+    bytes_weights_rest: int
+    """The weights that stay in main memory, in bytes: the embeddings, which may be in both, and the other layers."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +155,9 @@ class Plan:
     n_ubatch: int
     """Tokens that are computed at once."""
 
+    offload: Offload | None
+    """What lies on a device. None: everything is the CPU's."""
+
     free: FreeMemory = field(compare=False)
     """This machine's free memory."""
 
@@ -145,6 +196,7 @@ def make_plan(
     n_ubatch: int = 512,
     swa_full: bool = True,
     flash_attn: bool | None = None,
+    n_gpu_layers: int = 0,
 ) -> Plan:
     """Say which pairs reach a length on a model, which one the authors' rule recommends, and what each cache takes.
 
@@ -157,13 +209,17 @@ def make_plan(
             values; one None: F16.
         n_ubatch: tokens that are computed at once.
         swa_full: whether layers with a sliding window keep all tokens, which is llama.cpp's default.
-        flash_attn: whether flash attention is on. None: where the type of the values needs it.
+        flash_attn: whether flash attention is on. None: where the type of the values needs it, and with layers on a
+            device, which can compute the attention in one kernel only then.
+        n_gpu_layers: layers on a device that is not the CPU, as ``Llama`` counts them: the last ones, and of them first
+            the output layer. -1: all.
 
     Raises:
         ModelFileError: the file cannot be read, or llama.cpp cannot load what it says.
         SettingError: a value is not allowed.
     """
     n_ubatch = integer("n_ubatch", n_ubatch, 1, SETTING_MAX)
+    n_gpu_layers = integer("n_gpu_layers", n_gpu_layers, -1, SETTING_MAX)
     config = SelfExtendConfig(1 if ga_n is None else ga_n, ga_w)
     types = _types(type_k, type_v)
     model = model_info(path)
@@ -202,6 +258,7 @@ def make_plan(
         memory=(),
         impossible={},
         n_ubatch=n_ubatch,
+        offload=_offload(model, n_gpu_layers),
         free=free_memory(),
     )
     return _with_memory(plan, types, swa_full, flash_attn) if model.has_plain_cache else plan
@@ -258,37 +315,67 @@ def _why(model: ModelInfo, pair: Pair | None, n_tokens: int) -> str:
     )
 
 
+def _offload(model: ModelInfo, n_gpu_layers: int) -> Offload | None:
+    """``llama_model::load_tensors``: the output layer, and before it the last ones."""
+    n_block = len(model.bytes_blocks)
+    if n_gpu_layers == 0:
+        return None
+    first = 0 if n_gpu_layers < 0 else max(0, n_block + 1 - n_gpu_layers)
+    return Offload(
+        layers=tuple(i for i in range(len(model.layers)) if i % n_block >= first),
+        bytes_weights=sum(model.bytes_blocks[first:]) + model.bytes_output,
+        bytes_weights_rest=model.bytes_input + sum(model.bytes_blocks[:first]),
+    )
+
+
 def _with_memory(plan: Plan, types: list[tuple[str, str]], swa_full: bool, flash_attn: bool | None) -> Plan:
     """The plan with the memory of each type of cache. A type that is asked for alone must be possible."""
-    model, pair = plan.model, plan.pair
+    if flash_attn is None and plan.offload is not None:
+        flash_attn = True
+
+    def size(type_k: str, type_v: str, of: Sequence[int] | None = None) -> CacheSize:
+        return cache_size(
+            plan.model.layers,
+            plan.n_tokens,
+            ga_w=None if plan.pair is None else plan.pair.ga_w,
+            type_k=type_k,
+            type_v=type_v,
+            n_ubatch=plan.n_ubatch,
+            swa_full=swa_full,
+            flash_attn=flash_attn,
+            of=of,
+        )
+
     memory: list[Memory] = []
     impossible: dict[str, str] = {}
     for type_k, type_v in types:
         try:
-            cache = cache_size(
-                model.layers,
-                plan.n_tokens,
-                ga_w=None if pair is None else pair.ga_w,
-                type_k=type_k,
-                type_v=type_v,
-                n_ubatch=plan.n_ubatch,
-                swa_full=swa_full,
-                flash_attn=flash_attn,
-            )
+            cache = size(type_k, type_v)
         except SettingError as error:
             if len(types) == 1:
                 raise
             impossible[type_k] = str(error)
             continue
-        compute = _bytes_compute(model, pair, cache, min(plan.n_ubatch, plan.n_tokens))
-        n_bytes = model.bytes_weights + cache.n_bytes + compute
-        memory.append(Memory(cache, compute, n_bytes, n_bytes <= plan.free.n_bytes))
+        on_device = 0 if plan.offload is None else size(type_k, type_v, plan.offload.layers).n_bytes
+        memory.append(_memory(plan, cache, on_device))
     return replace(plan, memory=tuple(memory), impossible=impossible)
 
 
-def _bytes_compute(model: ModelInfo, pair: Pair | None, cache: CacheSize, n_ubatch: int) -> int:
-    """Logits of a ubatch, F32; or, for the plain model without flash attention, the scores of its widest layer."""
-    scores = (
-        0 if pair is not None or cache.flash_attn else cache.cells_far * max(layer.n_head for layer in model.layers)
-    )
-    return 4 * n_ubatch * max(model.n_vocab, scores)
+def _memory(plan: Plan, cache: CacheSize, on_device: int) -> Memory:
+    """What main memory and the device need. ``on_device``: bytes of the cache there."""
+    model, offload = plan.model, plan.offload
+    n_ubatch = min(plan.n_ubatch, plan.n_tokens)
+    own = PLAIN if plan.pair is None else FUSED
+    if offload is None:
+        compute = compute_size(model, cache, n_ubatch, own)
+        n_bytes = model.bytes_weights + cache.n_bytes + compute
+        return Memory(cache, compute, n_bytes, n_bytes <= plan.free.n_bytes, 0, ())
+    rest = [i for i in range(len(model.layers)) if i not in offload.layers]
+    compute = compute_size(model, cache, n_ubatch, own, layers=rest, has_output=False)
+    n_bytes = offload.bytes_weights_rest + cache.n_bytes - on_device + compute
+    possible = [PLAIN] if plan.pair is None else [FUSED, COMPOSED] if cache.flash_attn else [COMPOSED]
+    ways = []
+    for way in possible:
+        there = compute_size(model, cache, n_ubatch, way, is_cpu=False, layers=offload.layers)
+        ways.append(Way(way, there, offload.bytes_weights + on_device + there))
+    return Memory(cache, compute, n_bytes, n_bytes <= plan.free.n_bytes, on_device, tuple(ways))

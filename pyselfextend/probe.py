@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import io
 import json
 import sys
@@ -38,10 +39,12 @@ def main(model_path: str | None = None) -> None:
     ggml = Ggml(library)
     say(backends=ggml.backends())
     devices = ggml.devices()
-    say(devices=devices)
+    say(devices=[{**device, "is_fused": library.device_is_fused(device["name"])} for device in devices])
     if model_path is not None:
         has_gpu = any(device["type"] in ("GPU", "IGPU", "META") for device in devices)
-        say(model=[try_model(model_path, n_gpu_layers) for n_gpu_layers in ([0, -1] if has_gpu else [0])])
+        # flash attention, because devices fuse with no other layout of V; on the CPU either is fused
+        settings = [(0, False), (-1, True)] if has_gpu else [(0, False)]
+        say(model=[try_model(model_path, *setting) for setting in settings])
 
 
 def say(**finding: Any) -> None:
@@ -49,20 +52,19 @@ def say(**finding: Any) -> None:
     print(json.dumps(finding), flush=True)
 
 
-def try_model(model_path: str, n_gpu_layers: int) -> dict[str, Any]:
+def try_model(model_path: str, n_gpu_layers: int, flash_attn: bool) -> dict[str, Any]:
     """What the engine answers to a context of one token with ga_n=2: layers by their attention, or why not."""
     from .errors import SettingError
     from .llama import Llama
 
-    result: dict[str, Any] = {"n_gpu_layers": n_gpu_layers}
+    result: dict[str, Any] = {"n_gpu_layers": n_gpu_layers, "flash_attn": flash_attn}
     log = io.StringIO()
     try:
         with (
             contextlib.redirect_stderr(log),
-            Llama(model_path, n_ctx=1, n_gpu_layers=n_gpu_layers, ga_n=2, verbose=True) as llm,
+            Llama(model_path, n_ctx=1, n_gpu_layers=n_gpu_layers, flash_attn=flash_attn, ga_n=2, verbose=True) as llm,
         ):
-            info = llm.self_extend
-            return {**result, "n_layer_fused": info.n_layer_fused, "n_layer_composed": info.n_layer_composed}
+            return {**result, "attention": [dataclasses.asdict(each) for each in llm.self_extend.attention]}
     except SettingError as error:
         return {**result, "refused": str(error)}
     except (MemoryError, OSError, RuntimeError, ValueError) as error:

@@ -79,6 +79,23 @@ class Info(ctypes.Structure):
     ]
 
 
+class Layer(ctypes.Structure):
+    """struct llama_self_extend_layer"""
+
+    _fields_ = [("attn", ctypes.c_int), ("device", ctypes.c_char_p)]
+
+
+class Memory(ctypes.Structure):
+    """struct llama_self_extend_memory"""
+
+    _fields_ = [
+        ("device", ctypes.c_char_p),
+        ("n_bytes_model", ctypes.c_uint64),
+        ("n_bytes_cache", ctypes.c_uint64),
+        ("n_bytes_compute", ctypes.c_uint64),
+    ]
+
+
 # in the process of the test
 
 
@@ -237,13 +254,31 @@ class Runner:
         if status != 0:
             raise SystemExit(f"llama_decode returned {status} for {len(tokens)} tokens at position {pos}")
 
-    def _self_extend(self, ctx: Any) -> dict[str, int]:
+    def _self_extend(self, ctx: Any) -> dict[str, Any]:
+        """What is in force; way and device of each extended layer; model, cache and computation on each device."""
         self.lib.llama_self_extend_get_info.argtypes = [ctypes.c_void_p, ctypes.POINTER(Info)]
         self.lib.llama_self_extend_get_info.restype = ctypes.c_bool
         info = Info()
         if not self.lib.llama_self_extend_get_info(ctx, ctypes.byref(info)):
             raise SystemExit("the context is plain although SelfExtend was asked for")
-        return {name: getattr(info, name) for name, _ in Info._fields_}
+        names = {value: name for name, value in ATTN.items()}
+        layer, memory = Layer(), (Memory * 16)()
+        self.lib.llama_self_extend_get_layer.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(Layer)]
+        self.lib.llama_self_extend_get_layer.restype = ctypes.c_bool
+        self.lib.llama_self_extend_get_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(Memory), ctypes.c_int32]
+        layers = {}
+        for il in range(self.llama.llama_model_n_layer(self.model)):
+            if self.lib.llama_self_extend_get_layer(ctx, il, layer):
+                layers[il] = [names[layer.attn], layer.device.decode()]
+        n_devices = self.lib.llama_self_extend_get_memory(ctx, memory, len(memory))
+        return {
+            **{name: getattr(info, name) for name, _ in Info._fields_},
+            "layers": layers,
+            "memory": {
+                each.device.decode(): [each.n_bytes_model, each.n_bytes_cache, each.n_bytes_compute]
+                for each in memory[:n_devices]
+            },
+        }
 
 
 def add_rpc_device(folder: Path, endpoint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import filecmp
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -111,17 +112,16 @@ def test_llama_h(source: Path, tmp_path: Path) -> None:
 
 
 def test_llama_self_extend_h(source: Path, tmp_path: Path) -> None:
-    compare(
-        source,
-        tmp_path,
-        {"struct llama_self_extend_params": _native.Params, "struct llama_self_extend_info": _native.Info},
-    )
+    kinds = (_native.Params, _native.Info, _native.Layer, _native.Memory)
+    compare(source, tmp_path, {f"struct llama_self_extend_{kind.__name__.lower()}": kind for kind in kinds})
 
 
 def test_llama_self_extend_h_constants(source: Path, tmp_path: Path) -> None:
     names = {f"LLAMA_SELF_EXTEND_ATTN_{name.upper()}": value for name, value in _native.ATTN.items()}
     names["LLAMA_SELF_EXTEND_GA_W_DEFAULT"] = _native.GA_W_DEFAULT
     checks = "\n".join(f'_Static_assert({name} == {value}u, "{name}");' for name, value in names.items())
+    layers = re.search(r"^#define LLAMA_MAX_LAYERS +(\d+)$", (source / "src" / "llama-hparams.h").read_text(), re.M)
+    assert layers and int(layers[1]) == _native.N_LAYER_MAX
     program = tmp_path / "constants.c"
     program.write_text(f'#include "llama-self-extend.h"\n{checks}\n')
     compile_c(source, program, "-fsyntax-only")

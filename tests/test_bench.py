@@ -20,19 +20,21 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import runner
 import unsupported
 from architectures import make_tiny
-from runner import Params as RunnerParams
 
 from pyselfextend import BenchError, ModelFileError, SettingError, _native, bench, plan, positions
+from pyselfextend.bench import worker as bench_worker
 from pyselfextend.bench.plan import Configuration, Plan, Step, ggml_type
 from pyselfextend.bench.process import Worker
 from pyselfextend.bench.remaining import Remaining
-from pyselfextend.bench.worker import ATTN, N_WARM_UP, Params
+from pyselfextend.bench.worker import N_WARM_UP
 from pyselfextend.cache_size import CACHE_TYPES, cache_size
 from pyselfextend.commands import bench_screen
 from pyselfextend.llama import CACHE_TYPES as ENGINE_TYPES
 from pyselfextend.model_info import model_info
+from pyselfextend.placement import Attention
 
 SMALL = {"n_prefill": 48, "n_decode": 5, "n_rounds": 2, "n_batch": 32, "threads": [1]}
 
@@ -166,7 +168,7 @@ def test_a_depth_beyond_the_reach(tiny_model: Path) -> None:
         ({"pairs": [(1, 64)]}, "ga_n is 1; it must be an integer of at least 2"),
         ({"pairs": [(4, 512)]}, "ga_w is 512; it must be below the trained context of 512 tokens"),
         ({"pairs": [(2, 500)], "n_prefill": 800}, "beyond what 2:500 reaches on this model, 524 tokens; give a group"),
-        ({"attn": ["fast"]}, "attn is 'fast'; it must be one of fused, composed"),
+        ({"attn": ["fast"]}, "attn is 'fast'; it must be one of auto, fused, composed"),
         ({"caches": ["F17"]}, "F17"),
         ({"caches": ["F16:"]}, "no type of cache"),
         ({"caches": ["Q8_0"], "flash": [False]}, "a cache of type Q8_0 for V needs flash attention"),
@@ -187,10 +189,11 @@ def test_bad_options(tiny_model: Path, options: dict[str, object], message: str)
 
 def test_types_and_structs_are_the_engine_s() -> None:
     assert {name: ggml_type(name) for name in CACHE_TYPES} == {name: value for value, name in ENGINE_TYPES.items()}
-    for ours in (_native.Params, RunnerParams):
-        assert Params._fields_ == ours._fields_
-    for name, value in ATTN.items():
-        assert _native.ATTN[name] == value
+    for theirs in (bench_worker, runner):
+        for name in ("Params", "Layer", "Memory"):
+            assert getattr(theirs, name)._fields_ == getattr(_native, name)._fields_
+        assert theirs.ATTN == _native.ATTN
+    assert bench_worker.N_LAYER_MAX == _native.N_LAYER_MAX
 
 
 # -- statistics
@@ -330,6 +333,19 @@ def test_cache_and_memory(measured: bench.Results, tiny_model: Path) -> None:
         assert peaks[each] > record.bytes_base + expected.n_bytes
 
 
+def test_attention_and_devices(measured: bench.Results) -> None:
+    for record in measured.of(bench.Opened):
+        each = record.configuration
+        assert record.attention == ((Attention(each.attn, "CPU", (0, 1)),) if each.ga_n > 1 else ())
+        if each.is_stock:
+            assert record.memory == ()
+            continue
+        (memory,) = record.memory
+        assert memory.device == "CPU"
+        assert memory.bytes_cache / 2**20 == pytest.approx(record.cache_mib, abs=0.03)
+        assert min(memory.bytes_model, memory.bytes_compute) > 0
+
+
 def test_libraries(measured: bench.Results, stock_lib: Path, engine_lib: Path) -> None:
     for record in measured.of(bench.Opened):
         ours = not record.configuration.is_stock
@@ -358,6 +374,27 @@ def test_json(measured: bench.Results, tmp_path: Path) -> None:
     for row in rows:
         key = (json.dumps(dataclasses.asdict(row.configuration)), row.phase, row.depth)
         assert row.speed.median == pytest.approx(statistics.median(speeds[key]))
+
+
+def test_json_of_an_earlier_version(measured: bench.Results) -> None:
+    """Version 1 did not know of ways and devices."""
+    document = json.loads(measured.to_json())
+    assert document["version"] == 2
+    document["version"] = 1
+    for record in document["records"]:
+        if record["record"] == "opened":
+            del record["attention"], record["memory"]
+    found = bench.Results.from_json(json.dumps(document))
+    for record, of in zip(found.records, measured.records, strict=True):
+        assert record == (dataclasses.replace(of, attention=(), memory=()) if isinstance(of, bench.Opened) else of)
+    published = sorted(Path(__file__).parents[1].glob("docs/results/speed*.json"))
+    assert published
+    for path in published:
+        results = bench.Results.from_json(path.read_text())
+        assert bench.Results.from_json(results.to_json()) == results
+    document["version"] = 3
+    with pytest.raises(BenchError, match=r"^it is pyselfextend-bench 3, not pyselfextend-bench 2$"):
+        bench.Results.from_json(json.dumps(document))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "other", "version": 1}', '{"format": 1'])
@@ -611,6 +648,13 @@ def test_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
         shown = bench_screen._number(row.speed.median)
         assert any(shown in line and row.configuration.kind in line for line in done.stdout.splitlines())
     assert results.machine.cpu in done.stdout
+    assert "\n4:64 fused: attention fused on CPU (2 layers)\n" in done.stdout
+    (header,) = [line for line in done.stdout.splitlines() if " peak " in line and " cache " in line]
+    assert header.split()[-2:] == ["on", "CPU"]
+    for record in results.of(bench.Opened):
+        (row,) = [line for line in done.stdout.splitlines() if line.strip().startswith(f"{record.configuration}  ")]
+        cells = re.split("  +", row.strip())
+        assert cells[3:] == [f"{memory.n_bytes / 2**20:.1f} MiB" for memory in record.memory]
     assert _native.load().build_info()["build_id"] in done.stdout
     assert done.stdout.count("baseline") == 5  # four, and the explanation
     assert len(re.findall(r"^depth \d+: .* tokens/s$", done.stderr, re.MULTILINE)) == 2 * 4

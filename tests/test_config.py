@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from pyselfextend.config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo
 from pyselfextend.errors import NotAnIntegerError, SelfExtendError, SettingError
+from pyselfextend.placement import Attention, DeviceMemory, attention_from, describe, group, ranges
 
 
 def test_default_is_the_plain_model() -> None:
@@ -68,12 +70,40 @@ def test_description_reads_well() -> None:
         n_ctx_reach=29696,
         bytes_far=3 * 2**20,
         bytes_near=2**19,
-        n_layer_fused=30,
-        n_layer_composed=0,
+        attention=(Attention("fused", "CPU", tuple(range(30))),),
+        memory=(DeviceMemory("CPU", 5 * 2**20, 2**20, 2**19),),
     )
     assert str(info) == (
         "SelfExtend ga_n=4 ga_w=1024, trained context 8192 tokens, reach 29696 tokens, "
-        "KV cache 3.0 MiB far + 0.5 MiB near, layers 30 fused + 0 composed"
+        "KV cache 3.0 MiB far + 0.5 MiB near, attention fused on CPU (30 layers), memory 6.5 MiB on CPU"
     )
-    plain = dataclasses.replace(info, ga_n=1, n_ctx_reach=8192)
-    assert str(plain) == "plain model (ga_n=1), trained context 8192 tokens"
+    both = dataclasses.replace(info, memory=(*info.memory, DeviceMemory("CUDA0", 2**20, 0, 0)))
+    assert str(both).endswith(", memory 6.5 MiB on CPU, 1.0 MiB on CUDA0")
+    plain = dataclasses.replace(info, ga_n=1, n_ctx_reach=8192, attention=())
+    assert str(plain) == "plain model (ga_n=1), trained context 8192 tokens, memory 6.5 MiB on CPU"
+    assert len({info, both, plain, dataclasses.replace(info)}) == 3  # hashable
+
+
+def test_layers_by_way_and_device() -> None:
+    layers = [
+        (0, "fused", "CPU"),
+        (1, "fused", "CPU"),
+        (2, "fused", "CUDA0"),
+        (4, "composed", "CUDA0"),
+        (5, "fused", "CPU"),
+    ]
+    found = group(layers)
+    assert found == (
+        Attention("fused", "CPU", (0, 1, 5)),
+        Attention("fused", "CUDA0", (2,)),
+        Attention("composed", "CUDA0", (4,)),
+    )
+    assert describe(found) == "fused on CPU (layers 0-1, 5), on CUDA0 (layer 2), composed on CUDA0 (layer 4)"
+    assert describe(found[1:2]) == "fused on CUDA0 (1 layer)"
+    assert describe(()) == ""
+    assert group(()) == ()
+    assert attention_from(json.loads(json.dumps([dataclasses.asdict(each) for each in found]))) == found
+    info = SelfExtendInfo(2, 0, 512, 1024, 0, 0, found, ())
+    assert (info.n_layer_fused, info.n_layer_composed) == (4, 1)
+    assert ranges([0, 1, 2, 4, 6, 7]) == "0-2, 4, 6-7"
+    assert DeviceMemory("CPU", 1, 20, 300).n_bytes == 321

@@ -29,6 +29,8 @@ from runner import Job, evaluate_all, tokenize
 from test_reference import some_tokens
 from yardstick import F32, N_TOKENS, PAIRS, Distance
 
+from pyselfextend.plan import make_plan
+
 HERE = Path(__file__).parent
 
 
@@ -223,6 +225,46 @@ def test_the_rpc_server_is_stock() -> None:
     }
     backends = {name for name in changed if name.startswith("ggml/")}
     assert all(name.startswith(("ggml/src/ggml-cuda/", "ggml/src/ggml-vulkan/")) for name in backends), backends
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_what_lies_where(engine_lib: Path, rpc: str, tiny_models: dict[str, Path], name: str) -> None:
+    """Way and device of each layer, and what a plan says of the memory there: what the engine has, and not much more.
+
+    Weights on the device and the cache to the byte. Weights in main memory may be pages of the file, and more of it.
+    """
+    model = tiny_models[name]
+    tokens = some_tokens(N_TOKENS)
+    base = Job(ga_n=4, ga_w=64, flash="on", calls="600,100", n_ctx=1024)
+    for n_gpu_layers in (1, 2, 99):
+        jobs = [replace(base, type_k=kind, type_v=kind) for kind in ("f16", "q8_0")]
+        results = evaluate_all(engine_lib, model, tokens, jobs, rpc=rpc, n_gpu_layers=n_gpu_layers)
+        for job, result in zip(jobs, results, strict=True):
+            plan = make_plan(
+                model, job.n_ctx, ga_n=4, ga_w=64, type_k=job.type_k, type_v=job.type_v, n_gpu_layers=n_gpu_layers
+            )
+            (memory,) = plan.memory
+            assert plan.offload is not None
+            extended = [i for i, layer in enumerate(plan.model.layers) if not layer.window]
+            there = [i for i in extended if i in plan.offload.layers]
+            found = result.info["layers"]
+            assert list(map(int, found)) == extended
+            assert [int(i) for i in found if found[i][1] != "CPU"] == there
+            devices = {device for _, device in found.values()} - {"CPU"}
+            assert len(devices) == bool(there)
+            assert all(way == "fused" for way, device in found.values() if device == "CPU")
+
+            (device,) = result.info["memory"].keys() - {"CPU"}
+            assert devices <= {device}
+            ways = {found[str(i)][0] for i in there} or {"fused"}
+            (way,) = [way for way in memory.ways if {way.way} == ways]
+            weights, cache, compute = result.info["memory"][device]
+            assert (weights, cache) == (plan.offload.bytes_weights, memory.bytes_cache_device)
+            assert compute <= way.bytes_compute < 1.8 * compute
+            weights, cache, compute = result.info["memory"]["CPU"]
+            assert plan.offload.bytes_weights_rest - 1024 <= weights <= plan.model.bytes_weights
+            assert cache == memory.cache.n_bytes - memory.bytes_cache_device
+            assert compute <= memory.bytes_compute < 1.8 * compute
 
 
 @pytest.mark.parametrize(

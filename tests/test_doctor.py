@@ -25,6 +25,7 @@ from pyselfextend import _native, doctor, llama
 from pyselfextend.commands import doctor as command_doctor
 from pyselfextend.default_model import find_model
 from pyselfextend.doctor import Build, Device, Diagnosis, Features, ModelAnswer, examine
+from pyselfextend.placement import Attention
 
 HERE = Path(__file__).parent
 PACKAGES = [Path(p) for p in dict.fromkeys([sysconfig.get_path("purelib"), *site.getsitepackages()])]
@@ -91,6 +92,7 @@ def test_devices_and_features() -> None:
     }
     assert {backend.lower() for backend in found.backends} == libraries - {"base"}
     assert found.attention == "fused in all layers: the only device is the CPU"
+    assert cpu.is_fused
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux has /proc/cpuinfo")
@@ -128,12 +130,20 @@ def found_built(info: str) -> tuple[str, ...]:
 
 
 def test_attention_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = Device("CPU", "", "CPU", "CPU", 0, 0)
-    gpu = Device("CUDA0", "", "GPU", "CUDA", 0, 0)
-    blas = Device("BLAS", "", "ACCEL", "BLAS", 0, 0)
+    cpu = Device("CPU", "", "CPU", "CPU", 0, 0, True)
+    cuda = [Device(f"CUDA{i}", "", "GPU", "CUDA", 0, 0, True) for i in range(2)]
+    metal = Device("Metal", "", "GPU", "Metal", 0, 0, False)
+    rpc = Device("RPC0", "", "GPU", "RPC", 0, 0, False)
+    blas = Device("BLAS", "", "ACCEL", "BLAS", 0, 0, False)
     assert doctor._attention((blas, cpu)).startswith("fused in all layers")
-    assert doctor._attention((gpu, cpu)) == (
-        "fused in layers on the CPU, composed of stock operators in those on CUDA0 (n_gpu_layers)"
+    assert doctor._attention((metal, rpc, blas, cpu)) == (
+        "fused in layers on CPU; composed of stock operators in those on Metal, RPC0"
+    )
+    condition = "with flash_attn=True and heads of a size that has a kernel, otherwise composed"
+    assert doctor._attention((cuda[0], cpu)) == f"fused in layers on CPU, CUDA0 (CUDA0: {condition})"
+    assert doctor._attention((*cuda, rpc, cpu)) == (
+        f"fused in layers on CPU, CUDA0, CUDA1 (CUDA0, CUDA1: {condition}); "
+        "composed of stock operators in those on RPC0"
     )
     monkeypatch.setenv(llama.ATTN_VARIABLE, "composed")
     assert doctor._attention((cpu,)) == "composed in all layers: PYSELFEXTEND_ATTN is set"
@@ -145,18 +155,19 @@ def test_attention_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_that_is_supported(tiny_models: dict[str, Path]) -> None:
-    for name, n_layer in (("llama", 2), ("gemma3", 1)):
+    for name, layers in (("llama", [0, 1]), ("gemma3", [2])):
         found = diagnose(tiny_models[name], status=0)
-        assert found["answers"] == [
-            {"n_gpu_layers": 0, "n_layer_fused": n_layer, "n_layer_composed": 0, "refused": None}
-        ]
+        attention = [{"way": "fused", "device": "CPU", "layers": layers}]
+        assert found["answers"] == [{"n_gpu_layers": 0, "flash_attn": False, "attention": attention, "refused": None}]
     found = diagnose(tiny_models["llama"], status=0, PYSELFEXTEND_ATTN="composed")
-    assert [(a["n_layer_fused"], a["n_layer_composed"]) for a in found["answers"]] == [(0, 2)]
+    assert [answer["attention"] for answer in found["answers"]] == [
+        [{"way": "composed", "device": "CPU", "layers": [0, 1]}]
+    ]
 
 
 def test_real_models(smollm2: Path, gemma3: Path) -> None:
-    assert examine(smollm2).answers == (ModelAnswer(0, 30, 0, None),)
-    assert examine(gemma3).answers == (ModelAnswer(0, 3, 0, None),)
+    for path, layers in ((smollm2, tuple(range(30))), (gemma3, (5, 11, 17))):
+        assert examine(path).answers == (ModelAnswer(0, False, (Attention("fused", "CPU", layers),), None),)
 
 
 @pytest.mark.parametrize("arch", unsupported.LAYERS)
@@ -388,8 +399,11 @@ def test_text(tiny_model: Path, columns: int) -> None:
         f"patch series {build.PATCHES.replace(' ', ', ')} ({build.PATCHES_SHA256[:16]}) ",
         f"build {build.BUILD_ID} ",
         "device CPU (CPU, CPU): ",
+        " GiB, with fused attention ",
+        " attention fused in all layers: the only device is the CPU ",
         f"default model {find_model()} ",
-        f"model {tiny_model} SelfExtend supported on the CPU: attention of 2 layers fused, of 0 composed ",
+        f"model {tiny_model} SelfExtend supported on the CPU: attention fused on CPU (2 layers) ",
+        f" memory by length and type of cache: pyselfextend plan {tiny_model} ",
     ):
         assert part in text
     assert text.endswith("Nothing is broken.")
@@ -417,5 +431,5 @@ def test_nothing_native_is_loaded_in_this_process(tiny_model: Path) -> None:
 
 def test_every_key_is_documented() -> None:
     words = set(re.findall(r"\w+", command_doctor.EPILOG))
-    for kind in (Diagnosis, Build, Device, Features, ModelAnswer):
+    for kind in (Diagnosis, Build, Device, Features, ModelAnswer, Attention):
         assert {field.name for field in dataclasses.fields(kind)} <= words, kind

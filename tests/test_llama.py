@@ -26,11 +26,13 @@ from pyselfextend import (
     _native,
     positions,
 )
+from pyselfextend.placement import Attention
 
 import llama_cpp  # isort: skip  # after pyselfextend
 
 N_CTX_TRAIN = 512  # of the tiny models
 PAIRS = [(2, 0), (4, 64), (3, 100), (5, 1)]
+N_BYTES_PER_TOKEN = 2 * 2 * 2 * 32 * 2  # of the tiny Llama model's cache: layers, K and V, KV heads, head size, F16
 
 QUIET: dict[str, Any] = {"verbose": False, "n_threads": 1, "n_threads_batch": 1}  # one thread: the models are tiny
 
@@ -197,9 +199,8 @@ def test_a_bad_way_of_computing(open_tiny: Open, monkeypatch: pytest.MonkeyPatch
 def test_description(open_tiny: Open) -> None:
     info = open_tiny(ga_n=np.int64(4), ga_w=64, n_ctx=1024, n_ubatch=128).self_extend
     assert (info.ga_n, info.ga_w, info.n_ctx_train, info.n_ctx_reach) == (4, 64, 512, (512 - 64 + 16) * 4)
-    n_bytes_per_token = 2 * 2 * 2 * 32 * 2  # layers, K and V, KV heads, head size, F16
-    assert info.bytes_far == 1024 * n_bytes_per_token
-    assert (64 + 128) * n_bytes_per_token <= info.bytes_near < info.bytes_far
+    assert info.bytes_far == 1024 * N_BYTES_PER_TOKEN
+    assert (64 + 128) * N_BYTES_PER_TOKEN <= info.bytes_near < info.bytes_far
     assert "ga_n=4 ga_w=64" in str(info)
 
 
@@ -208,30 +209,73 @@ def test_default_window_is_an_eighth_of_the_trained_context(open_tiny: Open) -> 
 
 
 def test_description_of_the_plain_model(open_tiny: Open) -> None:
-    assert open_tiny().self_extend == SelfExtendInfo(
+    llm = open_tiny(n_ctx=1024)
+    assert llm.self_extend == SelfExtendInfo(
         ga_n=1,
         ga_w=0,
         n_ctx_train=512,
         n_ctx_reach=512,
         bytes_far=0,
         bytes_near=0,
-        n_layer_fused=0,
-        n_layer_composed=0,
+        attention=(),
+        memory=_native.load().get_memory(llm._ctx.ctx),
     )
+    (memory,) = llm.self_extend.memory
+    assert (memory.device, memory.bytes_cache) == ("CPU", 1024 * N_BYTES_PER_TOKEN)
+
+
+@pytest.mark.parametrize("way", ["fused", "composed"])
+def test_attention_and_memory(open_tiny: Open, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setenv("PYSELFEXTEND_ATTN", way)
+    llm = open_tiny(ga_n=4, ga_w=64, n_ctx=1024, n_ubatch=128)
+    info = llm.self_extend
+    assert info.attention == (Attention(way, "CPU", (0, 1)),)
+    (memory,) = info.memory
+    assert (memory.device, memory.bytes_cache) == ("CPU", info.bytes_far + info.bytes_near)
+    assert llama_cpp.llama_model_size(llm.model) <= memory.bytes_model < 1.1 * llama_cpp.llama_model_size(llm.model)
+    assert memory.bytes_compute > 0
+    assert f"attention {way} on CPU (2 layers), memory " in str(info)
+
+
+def test_layers_with_a_window_are_not_in_it(tiny_models: dict[str, Path]) -> None:
+    with Llama(str(tiny_models["gemma3"]), ga_n=4, **QUIET) as llm:
+        (attention,) = llm.self_extend.attention
+        n_layer = llama_cpp.llama_model_n_layer(llm.model)
+    assert attention.way == "fused"
+    assert len(attention.layers) == 1 < n_layer
+
+
+def test_devices_that_fuse() -> None:
+    library = _native.load()
+    assert library.device_is_fused("CPU")
+    assert not library.device_is_fused("no such device")
 
 
 # -- the same class
 
 
 def test_the_plain_model_calls_nothing_native(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is asked what is in force: the memory on each device is then read, which is llama.cpp's own count."""
+
     def called(*_: object) -> None:
         raise AssertionError("called")
 
-    for name in ("set_next", "get_info", "last_error"):
+    def count(library: _native.Library, ctx: Any) -> Any:
+        read.append(ctx)
+        return get_memory(library, ctx)
+
+    read: list[Any] = []
+    get_memory = _native.Library.get_memory
+    for name in ("set_next", "get_info", "get_attention", "last_error"):
         monkeypatch.setattr(_native.Library, name, called)
+    monkeypatch.setattr(_native.Library, "get_memory", count)
     llm = open_tiny()
     complete(llm, "a")
+    llm.load_state(llm.save_state())
+    assert llm.n_ctx() == 512
+    assert read == []
     assert llm.self_extend.ga_n == 1
+    assert read == [llm._ctx.ctx]
 
 
 def test_the_plain_model_is_llama_cpps(open_tiny: Open, tiny_model: Path) -> None:

@@ -15,7 +15,7 @@ from test_abi import source  # noqa: F401
 from test_gguf_file import write
 from test_plan import engine
 
-from pyselfextend import architectures
+from pyselfextend import architectures, gguf_file
 from pyselfextend.errors import ModelFileError, SettingError
 from pyselfextend.model_info import model_info
 from pyselfextend.plan import make_plan
@@ -244,3 +244,23 @@ def test_patterns_of_windows(llama_cpp: Source, tmp_path: Path) -> None:
                       "attention.sliding_window_pattern": 1})  # fmt: skip
     with pytest.raises(ModelFileError, match="gives no layer the sliding window that the file names"):
         model_info(path)
+
+
+def test_size_of_the_feed_forward_network(tiny_models: dict[str, Path]) -> None:
+    """The widest matrix: of one for both gates, of the experts that a token uses."""
+    for name, n_ff in (("llama", 192), ("phi4-mini", 2 * 192), ("qwen3moe", 2 * 64)):
+        assert model_info(tiny_models[name]).n_ff == n_ff
+
+
+def test_weights_by_their_place(tiny_models: dict[str, Path], smollm2: Path) -> None:
+    """All of them lie before the layers, in a layer, or in the output layer; shared embeddings in two places."""
+    for path in (*tiny_models.values(), smollm2):
+        file, model = gguf_file.read(path), model_info(path)
+        sizes = {tensor.name: tensor.n_bytes for tensor in file.tensors}
+        assert len(model.bytes_blocks) == len(model.layers)
+        shared = 0 if "output.weight" in sizes else sizes["token_embd.weight"]
+        assert model.bytes_output == sizes.get("output.weight", 0) + sizes["output_norm.weight"] + shared + (
+            sizes.get("output_norm.bias", 0) + sizes.get("output.bias", 0)
+        )
+        assert model.bytes_input + sum(model.bytes_blocks) + model.bytes_output - shared == model.bytes_weights
+        assert model.bytes_blocks[1] == sum(size for name, size in sizes.items() if name.startswith("blk.1."))

@@ -178,5 +178,5 @@ def test_clean_environment(wheel: Path, bindings: Path, tiny_model: Path, tmp_pa
     found = json.loads(run(scripts / "pyselfextend", "doctor", tiny_model, "--json", LLAMA_CPP_LIB_PATH=""))
     assert (found["is_well"], found["problems"]) == (True, [])
     assert Path(found["library"]).parent == Path(out["lib"])
-    assert found["answers"][0]["n_layer_fused"] == 2
+    assert found["answers"][0]["attention"] == [{"way": "fused", "device": "CPU", "layers": [0, 1]}]
     assert "For 1024 tokens" in run(scripts / "pyselfextend", "plan", tiny_model)

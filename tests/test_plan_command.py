@@ -21,11 +21,11 @@ from rich.console import Console
 
 from pyselfextend.cache_size import CACHE_TYPES, CacheSize
 from pyselfextend.commands import plan as command_plan
-from pyselfextend.commands.plan_screen import ranges, show, size
+from pyselfextend.commands.plan_screen import show, size
 from pyselfextend.errors import ModelFileError
 from pyselfextend.memory import FreeMemory, free_memory
 from pyselfextend.model_info import Layer, ModelInfo, Rope
-from pyselfextend.plan import Memory, Pair, Plan, make_plan
+from pyselfextend.plan import Memory, Offload, Pair, Plan, Way, make_plan
 
 HERE = Path(__file__).parent
 
@@ -89,6 +89,9 @@ def test_tables_fit(tiny_models: dict[str, Path], gemma3: Path, tmp_path: Path, 
         make_plan(tiny_models["llama"], 100),
         make_plan(long, 10_000_000),
         make_plan(tmp_path / "refused.gguf"),
+        make_plan(gemma3, 2_000_000, n_gpu_layers=-1, n_ubatch=4096),
+        make_plan(tiny_models["gemma3"], 5000, n_gpu_layers=3),
+        make_plan(tiny_models["llama"], 100, n_gpu_layers=1),
     ]
     for plan in plans:
         text = printed(plan, width)
@@ -100,6 +103,10 @@ def test_tables_fit(tiny_models: dict[str, Path], gemma3: Path, tmp_path: Path, 
             sizes += [memory.cache.bytes_swa] if plan.model.windowed else []
             cells = " │ +".join(map(size, [*sizes, memory.n_bytes]))
             assert re.search(rf"│ {memory.cache.type_k} +│ +{cells} │ +{'yes' if memory.holds else 'no'} │", text)
+            there = [size(memory.bytes_cache_device)]
+            there += [size(n_bytes) for way in memory.ways for n_bytes in (way.bytes_compute, way.n_bytes)]
+            cells = " │ +".join(there)
+            assert plan.offload is None or re.search(rf"│ {memory.cache.type_k} +│ +{cells} │", text)
         assert "…" not in text
         assert plan.why in " ".join(text.split())
 
@@ -111,7 +118,6 @@ def test_what_it_says_of_layers_that_differ(tmp_path: Path) -> None:
     assert (
         "Not possible: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL (keys are stored in blocks of 32, the model's heads" in text
     )
-    assert ranges([0, 1, 2, 4, 6, 7]) == "0-2, 4, 6-7"
 
 
 def test_text_of_a_file_does_not_reach_the_terminal(tmp_path: Path, tiny_model: Path) -> None:
@@ -121,6 +127,29 @@ def test_text_of_a_file_does_not_reach_the_terminal(tmp_path: Path, tiny_model: 
     assert done.returncode == 0
     assert "\x1b" not in done.stdout
     assert "\ufffd[31mred\ufffd" in done.stdout
+
+
+def test_a_device(tiny_models: dict[str, Path]) -> None:
+    for layers, about in (
+        (1, "the output layer, "),
+        (3, "layers 2-3 of 4 and the output layer, "),
+        (-1, "all 4 layers, "),
+    ):
+        done = run(tiny_models["gemma3"], "--gpu-layers", layers, "--type-k", "q8_0", "--type-v", "q8_0")
+        assert (done.returncode, done.stderr) == (0, "")
+        text = " ".join(done.stdout.split())
+        assert f"On the device: {about}" in text
+        for part in (
+            "┃ K, V ┃ cache ┃ computing ┃ in all ┃ computing ┃ in all ┃",
+            "of weights, the cache of the layers there, and up to ",
+            "says which devices offer the fused attention; it needs flash_attn=True.",
+        ):
+            assert part in text
+    done = run(tiny_models["gemma3"], "--gpu-layers", -1, "--type-k", "f16", "--no-flash-attn")
+    assert "says which devices offer the fused attention, with flash_attn=True." in " ".join(done.stdout.split())
+    done = run(tiny_models["gemma3"], "--gpu-layers", -1, "--ctx", 100, "--type-k", "f16")
+    assert "plain:" in done.stdout
+    assert "fused" not in done.stdout
 
 
 def test_an_output_that_knows_no_unicode(tiny_model: Path) -> None:
@@ -134,10 +163,10 @@ def names(kind: type) -> set[str]:
 
 
 def test_json(tiny_models: dict[str, Path]) -> None:
-    done = run(tiny_models["gemma3"], "--ctx", 2000, "--ga-n", 9, "--json")
+    done = run(tiny_models["gemma3"], "--ctx", 2000, "--ga-n", 9, "--gpu-layers", 2, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    plan = make_plan(tiny_models["gemma3"], 2000, ga_n=9)
+    plan = make_plan(tiny_models["gemma3"], 2000, ga_n=9, n_gpu_layers=2)
     for pairs in ([found[key] for key in ("recommended", "asked", "pair")], found["pairs"]):
         assert all(pair.keys() == names(Pair) for pair in pairs)
     assert found["recommended"] == dataclasses.asdict(plan.recommended)  # type: ignore[arg-type]
@@ -150,6 +179,7 @@ def test_json(tiny_models: dict[str, Path]) -> None:
         (found, Plan), (found["free"], FreeMemory),
         (found["model"], ModelInfo), (found["model"]["rope"], Rope), (found["model"]["layers"][0], Layer),
         (found["memory"][0], Memory), (found["memory"][0]["cache"], CacheSize),
+        (found["memory"][0]["ways"][0], Way), (found["offload"], Offload),
     ]  # fmt: skip
     for value, kind in kinds:
         assert value.keys() == names(kind)
@@ -158,7 +188,7 @@ def test_json(tiny_models: dict[str, Path]) -> None:
 def test_every_key_is_documented() -> None:
     """In help, and at the field."""
     words = set(re.findall(r"\w+", command_plan.EPILOG))
-    for kind in (Plan, ModelInfo, Layer, Pair, Memory, CacheSize, FreeMemory):
+    for kind in (Plan, ModelInfo, Layer, Pair, Memory, CacheSize, FreeMemory, Offload, Way):
         assert names(kind) <= words, kind
 
 
@@ -174,6 +204,7 @@ def test_refused(tmp_path: Path) -> None:
     [
         (("--ctx", 0), "0 is not at least 1"),
         (("--ctx", "many"), "'many' is not an integer"),
+        (("--gpu-layers", -2), "-2 is not at least -1"),
         (("--ga-w", 512), "ga_w is 512; it must be below the trained context of 512 tokens"),
         (("--type-k", "Q4_K"), "'Q4_K' is not one of"),
         (("--type-v", "Q8_0", "--no-flash-attn"), "values of type Q8_0 need flash attention"),

@@ -48,7 +48,8 @@ class Configuration:
     """Neighbour window in tokens."""
 
     attn: str = ""
-    """How the attention of an extended model is computed: ``fused`` or ``composed``. Empty for a plain one."""
+    """How the attention of an extended model is computed: ``fused``, ``composed``, or ``auto``, in each layer as fits
+    its device. Empty for a plain one."""
 
     flash: bool = True
     """Whether llama.cpp's flash attention is on. For an extended model it decides how V is cached."""
@@ -186,7 +187,7 @@ def make_plan(
             the authors' rule for the longest depth. Empty: none.
         plain: whether our build is measured with ``ga_n`` 1.
         stock: whether the stock build is.
-        attn: ``fused``, ``composed``: how the attention of pairs is computed.
+        attn: ``fused``, ``composed``, ``auto``: how the attention of pairs is computed.
         flash: with flash attention on, off: of our build.
         stock_flash: of the stock build; with both, the faster one is the baseline.
         caches: types of the KV cache, of ``cache_size.CACHE_TYPES``, or of K and V apart (``Q8_0:F16``). A quantized V

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import BenchError
+from ..placement import Attention, DeviceMemory, attention_from
 from .machine import Machine
 from .plan import Configuration, Plan
 
-__all__ = ["Measurement", "Memory", "Opened", "Record", "Results"]
+__all__ = ["Measurement", "Memory", "Opened", "Record", "Results", "opened_from"]
 
 FORMAT = "pyselfextend-bench"
-VERSION = 1
+
+#: 2: ``Opened`` has ``attention`` and ``memory``. Files of version 1 are read without.
+VERSION = 2
+VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Opened:
 
     bytes_base: int
     """The process's peak memory before the model was loaded, in bytes."""
+
+    attention: tuple[Attention, ...] = ()
+    """Which way the attention of each extended layer is computed, and where; empty for the plain model."""
+
+    memory: tuple[DeviceMemory, ...] = ()
+    """What model and context had taken on each device then; empty where the library does not say: the stock one."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +119,9 @@ class Results:
         numbers = {configuration: i for i, configuration in enumerate(self.plan.configurations)}
         records = []
         for record in self.records:
-            fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
             kind = type(record).__name__.lower()
-            records.append({"record": kind, **fields, "configuration": numbers[record.configuration]})
+            fields = dataclasses.asdict(record) | {"configuration": numbers[record.configuration]}
+            records.append({"record": kind, **fields})
         document = {
             "format": FORMAT,
             "version": VERSION,
@@ -136,14 +146,14 @@ class Results:
 
     @classmethod
     def from_json(cls, text: str) -> Results:
-        """What ``to_json`` wrote.
+        """What ``to_json`` wrote, of this version or an earlier one.
 
         Raises:
             BenchError: it is something else.
         """
         try:
             document = json.loads(text)
-            if (document["format"], document["version"]) != (FORMAT, VERSION):
+            if document["format"] != FORMAT or document["version"] not in VERSIONS:
                 raise BenchError(f"it is {document['format']} {document['version']}, not {FORMAT} {VERSION}")
             plan = _plan(document["plan"])
             records = tuple(_record(fields, plan.configurations) for fields in document["records"])
@@ -168,7 +178,17 @@ def _record(fields: Mapping[str, Any], configurations: Sequence[Configuration]) 
     kinds: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Opened, Measurement, Memory)}
     values = {**fields, "configuration": configurations[fields["configuration"]]}
     kind = kinds[values.pop("record")]
-    if kind is Opened:
-        values["devices"] = tuple(values["devices"])
-    record: Record = kind(**values)
+    record: Record = opened_from(values) if kind is Opened else kind(**values)
     return record
+
+
+def opened_from(values: Mapping[str, Any]) -> Opened:
+    """The record of what JSON holds of it, with its configuration. Without what an earlier version did not have."""
+    return Opened(
+        **{
+            **values,
+            "devices": tuple(values["devices"]),
+            "attention": attention_from(values.get("attention", ())),
+            "memory": tuple(DeviceMemory(**each) for each in values.get("memory", ())),
+        }
+    )

@@ -25,7 +25,7 @@ from ..memory import free_memory
 from ..model_info import model_info
 from .plan import Configuration, Plan, Step, ggml_type
 from .process import Worker
-from .records import Measurement, Memory, Opened, Record
+from .records import Measurement, Memory, Record, opened_from
 from .remaining import Remaining
 from .stock import lib_file
 
@@ -92,8 +92,7 @@ class _Run:
                 assert lib is not None
                 workers[configuration] = stack.enter_context(Worker(str(configuration), lib))
                 opened = workers[configuration].request("open", **_arguments(self.plan, configuration, lib))
-                opened["devices"] = tuple(opened["devices"])
-                yield Opened(configuration=configuration, **opened)
+                yield opened_from({**opened, "configuration": configuration})
 
             while self.todo:
                 step = self.todo.popleft()

@@ -28,8 +28,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ATTN = {"fused": 1, "composed": 2}  # enum llama_self_extend_attn
+ATTN = {"auto": 0, "fused": 1, "composed": 2}  # enum llama_self_extend_attn
 FLASH = {False: 0, True: 1}  # enum llama_flash_attn_type
+N_LAYER_MAX = 512  # LLAMA_MAX_LAYERS
 
 #: Tokens that are evaluated one by one, and not counted, before anything is timed: the first batch after the cache was
 #: cut restores the near part, and threads and caches are cold after another worker's turn.
@@ -52,6 +53,23 @@ class Params(ctypes.Structure):
     """struct llama_self_extend_params"""
 
     _fields_ = [("ga_n", ctypes.c_uint32), ("ga_w", ctypes.c_uint32), ("attn", ctypes.c_int)]
+
+
+class Layer(ctypes.Structure):
+    """struct llama_self_extend_layer"""
+
+    _fields_ = [("attn", ctypes.c_int), ("device", ctypes.c_char_p)]
+
+
+class Memory(ctypes.Structure):
+    """struct llama_self_extend_memory"""
+
+    _fields_ = [
+        ("device", ctypes.c_char_p),
+        ("n_bytes_model", ctypes.c_uint64),
+        ("n_bytes_cache", ctypes.c_uint64),
+        ("n_bytes_compute", ctypes.c_uint64),
+    ]
 
 
 class Bench:
@@ -111,11 +129,12 @@ class Bench:
         return ctx
 
     def describe(self) -> dict[str, Any]:
-        """What was opened."""
-        build = {}
+        """What was opened. The stock library says nothing of its build, of ways and of devices."""
+        build, attention, memory = {}, [], []
         if hasattr(self.lib, "llama_self_extend_build_info"):
             self.lib.llama_self_extend_build_info.restype = ctypes.c_char_p
             build = json.loads(self.lib.llama_self_extend_build_info())
+            attention, memory = self._attention(), self._memory()
         return {
             "library": self.lib._name,
             "build": build,
@@ -123,7 +142,40 @@ class Bench:
             "devices": self.log.devices(),
             "cache_mib": self.log.cache_mib(),
             "bytes_base": self.bytes_base,
+            "attention": attention,
+            "memory": memory,
         }
+
+    def _attention(self) -> list[dict[str, Any]]:
+        """Ways, devices and layers, in order of the first layer."""
+        get_layer = self.lib.llama_self_extend_get_layer
+        get_layer.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(Layer)]
+        get_layer.restype = ctypes.c_bool
+        ways = {value: name for name, value in ATTN.items()}
+        groups: dict[tuple[str, str], list[int]] = {}
+        layer = Layer()
+        for number in range(N_LAYER_MAX):
+            if get_layer(self.ctx, number, ctypes.byref(layer)):
+                groups.setdefault((ways[layer.attn], layer.device.decode()), []).append(number)
+        return [{"way": way, "device": device, "layers": layers} for (way, device), layers in groups.items()]
+
+    def _memory(self) -> list[dict[str, Any]]:
+        """What model and context have taken on each device, by device name."""
+        get_memory = self.lib.llama_self_extend_get_memory
+        get_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(Memory), ctypes.c_int32]
+        get_memory.restype = ctypes.c_int32
+        devices = (Memory * get_memory(self.ctx, None, 0))()
+        get_memory(self.ctx, devices, len(devices))
+        found = [
+            {
+                "device": each.device.decode(),
+                "bytes_model": each.n_bytes_model,
+                "bytes_cache": each.n_bytes_cache,
+                "bytes_compute": each.n_bytes_compute,
+            }
+            for each in devices
+        ]
+        return sorted(found, key=lambda each: each["device"])
 
     def fill(self, depth: int, n_tokens: int, threads: int) -> Iterator[int]:
         """Evaluate ``n_tokens`` at ``depth``; yields how far it is."""

@@ -21,9 +21,9 @@ Every configuration has a process of its own, and one computes at a time. At eac
 B A, A B, ...; one more round before them is not counted. Ctrl-C ends all and shows what has been measured.
 
 With --json, one object. machine; plan (depths, threads and n_* in tokens); records in their order, where configuration
-is a number in plan.configurations: opened (library, build, system_info, devices, cache_mib, bytes_base),
-measurement (phase, depth, threads, round, n_tokens, seconds, cpu_seconds, other_cores, started), memory (depth,
-bytes_peak).
+is a number in plan.configurations: opened (library, build, system_info, devices, cache_mib, bytes_base; attention: way,
+device and layers; memory: device, bytes_model, bytes_cache, bytes_compute), measurement (phase, depth, threads, round,
+n_tokens, seconds, cpu_seconds, other_cores, started), memory (depth, bytes_peak).
 """
 
 
@@ -78,11 +78,11 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 @option("--no-stock", is_flag=True, section="What is compared", show_default=False, help="Leave the baseline out.")
 @option(
     "--attn",
-    type=CommaSeparated(click.Choice(["fused", "composed"])),
+    type=CommaSeparated(click.Choice(["auto", "fused", "composed"])),
     metavar="KIND,...",
     section="What is compared",
-    show_default="fused; with layers on the GPU composed",
-    help="How the attention of pairs is computed: fused, composed.",
+    show_default="fused; with layers on the GPU auto",
+    help="How the attention of pairs is computed: fused, composed, or in each layer as fits its device (auto).",
 )
 @option(
     "--flash-attn",
@@ -199,7 +199,7 @@ def command(
         pairs=() if no_pairs else pairs,
         plain=plain,
         stock=not no_stock,
-        attn=attn or (["composed"] if gpu_layers else ["fused"]),
+        attn=attn or (["auto"] if gpu_layers else ["fused"]),
         flash=[word == "on" for word in flash],
         stock_flash=[word == "on" for word in stock_flash],
         caches=caches,

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..bench import Memory, Opened, Results, Row, Spread, busy_others, summarize
 from ..bench import Progress as Stand
+from ..placement import describe
 from ..screen import clock, mib
 
 __all__ = ["build_bar", "run_bar", "show", "tell_depth"]
@@ -24,7 +25,8 @@ BUSY_OTHERS = 0.1
 EXPLANATION = """
 vs stock: speed as a multiple of the baseline's, the stock build with flash attention on or off, whichever is faster
 there. Ratios are formed in each round. All are medians, with quartiles. Peak memory is that of the configuration's
-process, with Python and the pages of the model file that it has read; cache is the library's word."""
+process, with Python and the pages of the model file that it has read; cache is the library's word, and so is what
+weights, cache and computation take on each device, which the stock build does not say."""
 
 
 @contextmanager
@@ -112,6 +114,9 @@ def _facts(results: Results) -> Iterator[str]:
     for info in dict.fromkeys(each.system_info for each in opened):
         names = dict.fromkeys(each.configuration.library for each in opened if each.system_info == info)
         yield f"{' and '.join(names)}: {info}"
+    for attention in dict.fromkeys(each.attention for each in opened if each.attention):
+        kinds = dict.fromkeys(each.configuration.kind for each in opened if each.attention == attention)
+        yield f"{' and '.join(kinds)}: attention {describe(attention)}"
     batches = f"context of {plan.n_ctx} tokens, batches of {plan.n_batch}"
     yield f"{batches}, {plan.n_rounds} rounds, {_number(busy_others(results.records))} cores busy with other processes"
 
@@ -136,15 +141,21 @@ def _speeds(title: str, rows: Sequence[Row], has_stock: bool) -> Table:
 
 
 def _memory(results: Results) -> Table:
-    cache = {each.configuration: each.cache_mib for each in results.of(Opened)}
+    opened = {each.configuration: each for each in results.of(Opened)}
+    devices = sorted({memory.device for each in opened.values() for memory in each.memory})
     last = {each.configuration: each for each in results.of(Memory)}
     depth = max((each.depth for each in last.values()), default=0)
     table = _table(f"Memory, up to a depth of {depth}")
     table.add_column("configuration")
     table.add_column("peak", justify="right")
     table.add_column("cache", justify="right")
+    for device in devices:
+        table.add_column(f"on {device}", justify="right")
     for configuration, each in last.items():
-        table.add_row(str(configuration), mib(each.bytes_peak), f"{cache[configuration]:.1f} MiB")
+        about = opened[configuration]
+        taken = {memory.device: mib(memory.n_bytes) for memory in about.memory}
+        cells = [mib(each.bytes_peak), f"{about.cache_mib:.1f} MiB", *(taken.get(device, "") for device in devices)]
+        table.add_row(str(configuration), *cells)
     return table
 
 

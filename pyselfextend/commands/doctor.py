@@ -12,14 +12,16 @@ from pathlib import Path
 import click
 
 from ..doctor import Diagnosis, Features, ModelAnswer, examine
+from ..placement import describe
 from ._command import Command, option
 from ._options import GGUF_FILE
 
 EPILOG = """With --json, one object. version, python, system, package, library (null: it cannot be used). build:
 version, build_id, llama_cpp_python, llama_cpp_commit, llama_cpp_sha256, patches, patches_sha256. backends. devices:
-name, description, type, backend, bytes_free, bytes_total. features of the processor: built, unused, missing.
-kernel_isa. attention. default_model. extras: for each, the distributions that it lacks. model and answers:
-n_gpu_layers, n_layer_fused, n_layer_composed, refused. problems. is_well.
+name, description, type, backend, bytes_free, bytes_total, is_fused (it offers the fused attention). features of the
+processor: built, unused, missing. kernel_isa. attention. default_model. extras: for each, the distributions that it
+lacks. model and answers: n_gpu_layers, flash_attn, attention (way, device and layers, for each way and device),
+refused. problems. is_well.
 """
 
 WIDTH = 18  # of the names
@@ -79,7 +81,10 @@ def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         memory = f"{device.bytes_total / 2**30:.1f} GiB"
         if device.type != "CPU":  # of the CPU ggml does not know what is free
             memory = f"{device.bytes_free / 2**30:.1f} of {memory} free"
-        yield "device", f"{device.name} ({device.type}, {device.backend}): {device.description}, {memory}"
+        about = f"{device.name} ({device.type}, {device.backend}): {device.description}, {memory}"
+        if device.type != "ACCEL":  # no cache lies there
+            about += f", {'with' if device.is_fused else 'without'} fused attention"
+        yield "device", about
     if diagnosis.features is not None:
         yield from _features(diagnosis.features)
     if diagnosis.kernel_isa is not None:
@@ -93,6 +98,8 @@ def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         yield "model", str(diagnosis.model)
     for answer in diagnosis.answers:
         yield "SelfExtend", _answer(answer)
+    if any(answer.refused is None for answer in diagnosis.answers):
+        yield "memory", f"by length and type of cache: pyselfextend plan {diagnosis.model}"
 
 
 def _features(features: Features) -> Iterator[tuple[str, str]]:
@@ -105,5 +112,5 @@ def _features(features: Features) -> Iterator[tuple[str, str]]:
 def _answer(answer: ModelAnswer) -> str:
     if answer.refused is not None:
         return answer.refused
-    where = "on the CPU" if answer.n_gpu_layers == 0 else "with all layers on the devices"
-    return f"supported {where}: attention of {answer.n_layer_fused} layers fused, of {answer.n_layer_composed} composed"
+    where = "on the CPU" if answer.n_gpu_layers == 0 else "with all layers on the devices and flash_attn=True"
+    return f"supported {where}: attention {describe(answer.attention)}"

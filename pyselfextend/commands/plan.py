@@ -22,12 +22,15 @@ EPILOG = """The recommendation is the authors' rule: ga_w + (N - ga_w) / ga_n st
 window for N tokens.
 
 With --json, one object. model: path, parts, architecture, name, quantization, tensor_types, n_params, bytes_weights,
-n_ctx_train, n_embd, n_vocab, rope, has_learned_positions, layers (n_head, n_head_kv, n_embd_head_k, n_embd_head_v,
-window, has_rope, has_cache), has_plain_cache, refused (why SelfExtend refuses it, or null). n_tokens, n_ctx (cells).
+bytes_input, bytes_blocks, bytes_output, n_ctx_train, n_embd, n_vocab, n_ff, rope, has_learned_positions, layers
+(n_head, n_head_kv, n_embd_head_k, n_embd_head_v, window, has_rope, has_cache), has_plain_cache, refused (why SelfExtend
+refuses it, or null). n_tokens, n_ctx (cells).
 recommended, asked, pair (which memory is for) and each of pairs: ga_n, ga_w, n_ctx_reach, reaches, pos_rel_max,
 share, rule ("1/2", "2/3" or null); null is the plain model. why. memory, for each type of cache: cache (type_k,
-type_v, flash_attn, cells_far, cells_near, cells_swa, bytes_far, bytes_near, bytes_swa), bytes_compute, n_bytes,
-holds. impossible (types of cache, and why). n_ubatch. free: n_bytes, limit. Sizes are in bytes, lengths in tokens.
+type_v, flash_attn, cells_far, cells_near, cells_swa, bytes_far, bytes_near, bytes_swa), bytes_compute and n_bytes in
+main memory, holds, bytes_cache_device, ways of the device (way, bytes_compute, n_bytes). impossible (types of cache,
+and why). n_ubatch. offload: layers, bytes_weights on the device, bytes_weights_rest; null without layers there. free:
+n_bytes, limit. Sizes are in bytes, lengths in tokens.
 """
 
 
@@ -48,6 +51,7 @@ def _cache_type(name: str, what: str) -> Callable[[_Function], _Function]:
     examples=[
         "pyselfextend plan model.gguf",
         "pyselfextend plan model.gguf --ctx 32768 --type-k Q8_0 --type-v Q8_0",
+        "pyselfextend plan model.gguf --ctx 32768 --gpu-layers -1",
         "pyselfextend plan model.gguf --ctx 32768 --ga-n 8 --ga-w 2048 --json",
     ],
 )
@@ -62,7 +66,7 @@ def _cache_type(name: str, what: str) -> Callable[[_Function], _Function]:
     "--flash-attn/--no-flash-attn",
     default=None,
     section="Cache",
-    show_default="where the type of the values needs it",
+    show_default="where the type of the values needs it, and with layers on a device",
     help="Whether flash attention is on.",
 )
 @option(
@@ -79,6 +83,14 @@ def _cache_type(name: str, what: str) -> Callable[[_Function], _Function]:
     section="Cache",
     help="Tokens that are computed at once.",
 )
+@option(
+    "--gpu-layers",
+    type=Integer(-1, SETTING_MAX),
+    default=0,
+    metavar="N",
+    section="Devices",
+    help="Layers on a device, the output layer first; -1: all.",
+)
 def command(
     model: Path,
     ctx: int | None,
@@ -90,12 +102,13 @@ def command(
     flash_attn: bool | None,
     swa_full: bool,
     n_ubatch: int,
+    gpu_layers: int,
 ) -> None:
     """Say which group sizes and windows reach a length on MODEL, and what they take.
 
     Reads the metadata of the GGUF file MODEL and nothing else: its trained window, layers and heads; the pairs of ga_n
-    and ga_w that reach a length, and the one that the authors' rule recommends; the bytes of weights and cache, and
-    whether they fit into the free memory of this machine.
+    and ga_w that reach a length, and the one that the authors' rule recommends; the bytes of weights, cache and
+    computation, in main memory and on a device, and whether they fit into the free memory of this machine.
     """
     plan = make_plan(
         model,
@@ -107,6 +120,7 @@ def command(
         n_ubatch=n_ubatch,
         swa_full=swa_full,
         flash_attn=flash_attn,
+        n_gpu_layers=gpu_layers,
     )
     if as_json:
         click.echo(json.dumps(as_dict(plan), indent=2, default=str))

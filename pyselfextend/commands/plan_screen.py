@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..model_info import Layer, ModelInfo, Rope
-from ..plan import Memory, Pair, Plan
+from ..placement import ranges
+from ..plan import Memory, Offload, Pair, Plan
 from ..screen import printable, result_console
 
-__all__ = ["ranges", "show", "size"]
+__all__ = ["show", "size"]
 
 
 def show(plan: Plan, console: Console | None = None) -> None:
@@ -33,6 +34,11 @@ def show(plan: Plan, console: Console | None = None) -> None:
         console.print(Text(f"Memory for {plan.n_tokens} tokens with {what}", style="bold"))
         console.print(_memory(plan))
         console.print(_notes(plan))
+        if plan.offload is not None:
+            console.print()
+            console.print(Text(f"On the device: {_offloaded(plan.model, plan.offload)}", style="bold"))
+            console.print(_device(plan))
+            console.print(_device_notes(plan))
     elif not plan.model.has_plain_cache:
         console.print("\nThe cache of this architecture is of another kind; its size is not computed.")
 
@@ -42,17 +48,6 @@ def size(n_bytes: int) -> str:
     if n_bytes < 2**20:
         return f"{n_bytes / 2**10:.1f} KiB"
     return f"{n_bytes / 2**20:.1f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers with runs drawn together: 0-3, 5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 #
@@ -212,17 +207,21 @@ def _memory(plan: Plan) -> Table:
     table = Table()
     table.add_column("K, V", no_wrap=True)
     headings = [heading for heading, _ in _parts(plan, plan.memory[0])]
-    for heading in (*headings, "in all", "fits"):
+    for heading in (*headings, "in all" if plan.offload is None else "in main\nmemory", "fits"):
         table.add_column(heading, justify="right")
     for memory in plan.memory:
-        cache = memory.cache
         table.add_row(
-            cache.type_k if cache.type_k == cache.type_v else f"{cache.type_k}, {cache.type_v}",
+            _types(memory),
             *(size(n_bytes) for _, n_bytes in _parts(plan, memory)),
             size(memory.n_bytes),
             "yes" if memory.holds else "no",
         )
     return table
+
+
+def _types(memory: Memory) -> str:
+    cache = memory.cache
+    return cache.type_k if cache.type_k == cache.type_v else f"{cache.type_k}, {cache.type_v}"
 
 
 def _parts(plan: Plan, memory: Memory) -> Iterator[tuple[str, int]]:
@@ -235,9 +234,12 @@ def _parts(plan: Plan, memory: Memory) -> Iterator[tuple[str, int]]:
 
 def _notes(plan: Plan) -> Text:
     compute = size(max(memory.bytes_compute for memory in plan.memory))
+    what = f"In all: {size(plan.model.bytes_weights)} of weights, the cache"
+    if plan.offload is not None:
+        what = f"In main memory: {size(plan.offload.bytes_weights_rest)} of weights, the cache of the layers there"
     lines = [
-        f"In all: {size(plan.model.bytes_weights)} of weights, the cache, and at least {compute} for computing "
-        f"up to {plan.n_ubatch} tokens at once. Other activations and the program itself are not counted.",
+        f"{what}, and up to {compute} for computing up to {plan.n_ubatch} tokens at once. The program itself is not "
+        "counted.",
         f"Free: {size(plan.free.n_bytes)} of this {plan.free.limit}'s main memory.",
     ]
     if any(memory.cache.flash_attn for memory in plan.memory):
@@ -246,4 +248,46 @@ def _notes(plan: Plan) -> Text:
     for reason, places in _groups(reasons).items():
         names = [list(plan.impossible)[place] for place in places]
         lines.append(f"Not possible: {', '.join(names)} ({reason}).")
+    return Text("\n".join(lines))
+
+
+#
+# a device's memory
+#
+
+
+def _offloaded(model: ModelInfo, offload: Offload) -> str:
+    n_layer = len(model.layers)
+    layers = (
+        f"layers {ranges(offload.layers)} of {n_layer} and the output layer" if offload.layers else "the output layer"
+    )
+    if len(offload.layers) == n_layer:
+        layers = f"all {n_layer} layers"
+    return f"{layers}, {size(offload.bytes_weights)} of weights"
+
+
+def _device(plan: Plan) -> Table:
+    """With each way of computing the attention: which one it is depends on the device."""
+    table = Table()
+    table.add_column("K, V", no_wrap=True)
+    table.add_column("cache", justify="right")
+    ways = dict.fromkeys(way.way for memory in plan.memory for way in memory.ways)
+    for way in ways:
+        table.add_column(f"{way}:\ncomputing", justify="right")
+        table.add_column("\nin all", justify="right")
+    for memory in plan.memory:
+        cells = [_types(memory), size(memory.bytes_cache_device)]
+        found = {way.way: way for way in memory.ways}
+        for name in ways:
+            cells += [size(found[name].bytes_compute), size(found[name].n_bytes)]
+        table.add_row(*cells)
+    return table
+
+
+def _device_notes(plan: Plan) -> Text:
+    lines = ["What the device's own libraries take is not counted."]
+    if plan.pair is not None:
+        text = "pyselfextend doctor says which devices offer the fused attention"
+        has_fused = any(way.way == "fused" for memory in plan.memory for way in memory.ways)
+        lines.insert(0, f"{text}; it needs flash_attn=True." if has_fused else f"{text}, with flash_attn=True.")
     return Text("\n".join(lines))
