@@ -15,9 +15,10 @@ ROOMS: dict[str, set[str]] = {
     "state": {"params"},
     "attention": set(),
     "attention/cpu": {"attention"},
+    "attention/check": {"attention", "attention/cpu"},
     "attention/cuda": {"attention"},
     "attention/vulkan": {"attention"},
-    "cache": {"params", "positions", "rope", "state", "attention"},
+    "cache": {"params", "positions", "rope", "state", "attention", "attention/check"},
     "graph": {"params", "positions", "rope", "attention", "attention/cpu", "cache"},
     "api": {"params", "positions", "attention", "attention/cpu", "cache", "graph"},
 }

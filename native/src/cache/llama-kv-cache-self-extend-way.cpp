@@ -1,5 +1,6 @@
 #include "cache/llama-kv-cache-self-extend-way.h"
 
+#include "attention/check/llama-self-extend-attn-check.h"
 #include "attention/llama-self-extend-attn.h"
 
 #include "llama-cparams.h"
@@ -75,5 +76,15 @@ llama_self_extend_way llama_self_extend_find_way(
         }
     }
 
-    return LLAMA_SELF_EXTEND_WAY_DEVICE;
+    const llama_self_extend_attn_shape shape = {
+        /*.n_embd_k      =*/ hparams.n_embd_head_k(il),
+        /*.n_embd_v      =*/ hparams.n_embd_head_v(il),
+        /*.n_head        =*/ hparams.n_head(il),
+        /*.n_head_kv     =*/ hparams.n_head_kv(il),
+        /*.type_k        =*/ kv_far.type_k(),
+        /*.type_v        =*/ kv_far.type_v(),
+        /*.logit_softcap =*/ hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f,
+    };
+
+    return llama_self_extend_attn_check(dev, shape) ? LLAMA_SELF_EXTEND_WAY_DEVICE : LLAMA_SELF_EXTEND_WAY_COMPOSED;
 }

@@ -1,0 +1,222 @@
+#include "attention/check/llama-self-extend-attn-check.h"
+
+#include "attention/cpu/llama-self-extend-attn-cpu.h"
+#include "attention/llama-self-extend-attn.h"
+
+#include "llama-impl.h"
+
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <mutex>
+#include <random>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+constexpr int64_t N_FAR  = 512; // cells, of each part
+constexpr int64_t N_NEAR = 256;
+constexpr int64_t GA_W   = 100;
+constexpr int64_t DEPTH  = 400; // of the first token
+
+// Of the root mean square of what the CPU computes. Devices sum in F16 here and there, and round queries to eight bits where
+// keys are quantized: that makes a hundredth. A wrong cell or weight makes about as much as there is.
+constexpr double MAX_ERROR = 0.05;
+
+// the same problem, on one backend
+struct problem {
+    ggml_context_ptr        ctx { ggml_init({ 64*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }) };
+    ggml_backend_buffer_ptr buffer;
+
+    ggml_tensor * src[LLAMA_SELF_EXTEND_N_SRC];
+    ggml_tensor * out = nullptr;
+
+    problem(const llama_self_extend_attn_shape & shape, int64_t n_tokens) {
+        const auto q = [&]() {
+            return ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, shape.n_embd_k, shape.n_head, n_tokens);
+        };
+        // as llama_kv_cache has them
+        const auto cache = [&](ggml_type type, int64_t n_embd, int64_t n_cells) {
+            return ggml_new_tensor_3d(ctx.get(), type, n_embd, shape.n_head_kv, n_cells);
+        };
+
+        src[LLAMA_SELF_EXTEND_SRC_Q_FAR ] = q();
+        src[LLAMA_SELF_EXTEND_SRC_K_FAR ] = cache(shape.type_k, shape.n_embd_k, N_FAR);
+        src[LLAMA_SELF_EXTEND_SRC_V_FAR ] = cache(shape.type_v, shape.n_embd_v, N_FAR);
+        src[LLAMA_SELF_EXTEND_SRC_Q_NEAR] = q();
+        src[LLAMA_SELF_EXTEND_SRC_K_NEAR] = cache(shape.type_k, shape.n_embd_k, N_NEAR);
+        src[LLAMA_SELF_EXTEND_SRC_V_NEAR] = cache(shape.type_v, shape.n_embd_v, N_NEAR);
+        src[LLAMA_SELF_EXTEND_SRC_MASK  ] = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, N_FAR + N_NEAR, n_tokens);
+        src[LLAMA_SELF_EXTEND_SRC_AUX_0 ] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*n_tokens + 2);
+        src[LLAMA_SELF_EXTEND_SRC_AUX_1 ] = nullptr;
+        src[LLAMA_SELF_EXTEND_SRC_SINKS ] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, shape.n_head);
+    }
+
+    // false if the backend has no memory for it, or does not compute it
+    bool compute(ggml_backend_t backend, const std::vector<std::vector<char>> & data, std::vector<float> & result) {
+        if (!out) {
+            return false;
+        }
+
+        ggml_cgraph * gf = ggml_new_graph(ctx.get());
+        ggml_build_forward_expand(gf, out);
+
+        buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
+        if (!buffer) {
+            return false;
+        }
+
+        for (size_t i = 0; i < data.size(); ++i) {
+            if (src[i]) {
+                ggml_backend_tensor_set(src[i], data[i].data(), 0, ggml_nbytes(src[i]));
+            }
+        }
+        if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
+            return false;
+        }
+
+        result.resize(ggml_nelements(out));
+        ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
+
+        return true;
+    }
+};
+
+std::vector<llama_self_extend_range> make_ranges(int64_t n_tokens) {
+    std::vector<llama_self_extend_range> res(n_tokens);
+
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        auto & range = res[t];
+
+        range = {};
+
+        range.far_end    = DEPTH + t - GA_W + 1;
+        range.near_begin = t;
+        range.near_end   = t + GA_W;
+        range.far_dense  = 1;
+        range.near_dense = 1;
+    }
+
+    return res;
+}
+
+template <typename T>
+std::vector<char> bytes_of(const std::vector<T> & values) {
+    return { (const char *) values.data(), (const char *) (values.data() + values.size()) };
+}
+
+// what the sources hold, by their places; the same for the same shape
+std::vector<std::vector<char>> make_data(const problem & pr, const std::vector<llama_self_extend_range> & ranges) {
+    std::mt19937 rng(1);
+    std::normal_distribution<float> normal;
+
+    std::vector<std::vector<char>> res(LLAMA_SELF_EXTEND_N_SRC);
+
+    for (int i = 0; i < LLAMA_SELF_EXTEND_N_SRC; ++i) {
+        const ggml_tensor * t = pr.src[i];
+
+        if (!t || i == LLAMA_SELF_EXTEND_SRC_MASK || i == LLAMA_SELF_EXTEND_SRC_AUX_0) {
+            continue;
+        }
+
+        std::vector<float> values(ggml_nelements(t));
+        std::generate(values.begin(), values.end(), [&]() { return normal(rng); });
+
+        res[i].resize(ggml_nbytes(t));
+        ggml_get_type_traits_cpu(t->type)->from_float(values.data(), res[i].data(), values.size());
+    }
+
+    const int64_t n_mask = N_FAR + N_NEAR;
+
+    std::vector<ggml_fp16_t> mask(n_mask*ranges.size(), ggml_fp32_to_fp16(-INFINITY));
+    for (size_t t = 0; t < ranges.size(); ++t) {
+        auto row = mask.begin() + t*n_mask;
+
+        std::fill(row, row + ranges[t].far_end, ggml_fp32_to_fp16(0.0f));
+        std::fill(row + N_FAR + ranges[t].near_begin, row + N_FAR + ranges[t].near_end, ggml_fp32_to_fp16(0.0f));
+    }
+    res[LLAMA_SELF_EXTEND_SRC_MASK] = bytes_of(mask);
+
+    // both parts are seen up to their second half
+    const std::vector<int32_t> ends = { int32_t(N_FAR), int32_t(N_NEAR) };
+
+    auto & bounds = res[LLAMA_SELF_EXTEND_SRC_AUX_0];
+
+    bounds = bytes_of(ranges);
+    for (char c : bytes_of(ends)) {
+        bounds.push_back(c);
+    }
+
+    return res;
+}
+
+bool check(ggml_backend_dev_t dev, const llama_self_extend_attn_shape & shape, int64_t n_tokens) {
+    const auto ranges = make_ranges(n_tokens);
+
+    problem on_cpu   (shape, n_tokens);
+    problem on_device(shape, n_tokens);
+
+    const auto  data  = make_data(on_cpu, ranges);
+    const float scale = 1.0f/std::sqrt(float(shape.n_embd_k));
+
+    llama_self_extend_attn_params params;
+    params.ranges = ranges.data();
+
+    on_cpu.src[LLAMA_SELF_EXTEND_SRC_AUX_0] = nullptr; // they are in params
+
+    on_cpu   .out = llama_self_extend_attn_build       (on_cpu   .ctx.get(),      on_cpu   .src, scale, shape.logit_softcap, &params);
+    on_device.out = llama_self_extend_attn_build_device(on_device.ctx.get(), dev, on_device.src, scale, shape.logit_softcap);
+
+    const ggml_backend_ptr cpu    { ggml_backend_cpu_init() };
+    const ggml_backend_ptr device { ggml_backend_dev_init(dev, nullptr) };
+
+    std::vector<float> expected;
+    std::vector<float> result;
+
+    if (!cpu || !device || !on_cpu.compute(cpu.get(), data, expected) || !on_device.compute(device.get(), data, result)) {
+        LLAMA_LOG_WARN("self_extend: device '%s' does not compute the fused attention; it is composed of stock operators there\n",
+                ggml_backend_dev_name(dev));
+        return false;
+    }
+
+    double sum_err = 0.0;
+    double sum     = 0.0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+        sum_err += std::pow(double(result[i]) - expected[i], 2);
+        sum     += std::pow(double(expected[i]), 2);
+    }
+
+    const double error = std::sqrt(sum_err/sum);
+
+    if (!(error <= MAX_ERROR)) { // also if it is not a number
+        LLAMA_LOG_WARN("self_extend: device '%s' computes the fused attention of %d tokens wrongly (heads of %d, %d by %d, %s/%s: "
+                "the error is %.3g of the result); it is composed of stock operators there\n", ggml_backend_dev_name(dev), int(n_tokens),
+                int(shape.n_embd_k), int(shape.n_head), int(shape.n_head_kv), ggml_type_name(shape.type_k), ggml_type_name(shape.type_v), error);
+        return false;
+    }
+
+    return true;
+}
+
+} // namespace
+
+bool llama_self_extend_attn_check(ggml_backend_dev_t dev, const llama_self_extend_attn_shape & shape) {
+    static std::mutex mutex;
+    static std::map<std::tuple<ggml_backend_dev_t, int64_t, int64_t, int64_t, int64_t, int, int, float>, bool> answers;
+
+    const std::lock_guard<std::mutex> guard(mutex);
+
+    const auto key = std::make_tuple(dev, shape.n_embd_k, shape.n_embd_v, shape.n_head, shape.n_head_kv,
+            int(shape.type_k), int(shape.type_v), shape.logit_softcap);
+
+    const auto [it, is_new] = answers.emplace(key, false);
+
+    // few tokens have kernels of their own
+    it->second = is_new ? check(dev, shape, 1) && check(dev, shape, 2) && check(dev, shape, 40) : it->second;
+
+    return it->second;
+}
