@@ -159,9 +159,12 @@ class Library:
         )
         return tuple(sorted(found, key=lambda memory: memory.device))
 
-    def device_is_fused(self, device: str) -> bool:
-        """Whether a device, by ggml's name, offers the fused attention, of the shapes that it supports."""
-        return bool(self._device_is_fused(device.encode("utf-8")))
+    def device_is_fused(self, device: str | None = None) -> bool:
+        """Whether a device, by ggml's name, offers the fused attention, of the shapes that it supports.
+
+        None: whether any device but the CPU does.
+        """
+        return bool(self._device_is_fused(None if device is None else device.encode("utf-8")))
 
     def build_info(self) -> dict[str, str]:
         """What the library was built from.

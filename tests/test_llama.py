@@ -187,6 +187,24 @@ def test_the_way_of_computing_can_be_forced(
     assert (info.n_layer_fused, info.n_layer_composed) == (n_fused, 2 - n_fused)
 
 
+@pytest.mark.parametrize(
+    ("is_fused", "given", "expected"),
+    [
+        (True, {"n_gpu_layers": -1}, True),
+        (True, {"n_gpu_layers": -1, "flash_attn": False}, False),
+        (True, {}, False),
+        (False, {"n_gpu_layers": -1}, False),
+    ],
+)
+def test_flash_attention_is_on_where_a_device_fuses_with_it(
+    open_tiny: Open, monkeypatch: pytest.MonkeyPatch, is_fused: bool, given: dict[str, Any], expected: bool
+) -> None:
+    monkeypatch.setattr("pyselfextend.llama._library.device_is_fused", lambda: is_fused)
+    for ga_n in (4, 1):
+        flash = open_tiny(ga_n=ga_n, **given).context_params.flash_attn_type
+        assert (flash == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED) == (expected and ga_n > 1)
+
+
 def test_a_bad_way_of_computing(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYSELFEXTEND_ATTN", "fast")
     with pytest.raises(SettingError, match=r"^PYSELFEXTEND_ATTN is 'fast'; it must be one of auto, fused, composed$"):

@@ -91,7 +91,8 @@ extern "C" {
     // Fill in the first n_max devices that a context, also a plain one, has memory on. Returns how many there are.
     LLAMA_API int32_t llama_self_extend_get_memory(const struct llama_context * ctx, struct llama_self_extend_memory * memory, int32_t n_max);
 
-    // Does a device offer the fused attention, of the shapes that it supports? By ggml's name of the device.
+    // Does a device offer the fused attention, of the shapes that it supports? By ggml's name of the device;
+    // NULL: does any device but the CPU?
     LLAMA_API bool llama_self_extend_device_is_fused(const char * device);
 
     // What this library was built from, as a JSON object of strings:
