@@ -1,6 +1,6 @@
 // the fused attention on every device that offers it, against one softmax over both parts in double precision
 //
-//     test-attn-device [number of cases]
+//     test-attn-device [number of cases] [only this one]
 
 #include "attn-case.h"
 
@@ -322,7 +322,7 @@ static std::string reason(const test_case & tc, ggml_backend_dev_t dev) {
 }
 
 // the number of failures
-static int test_device(ggml_backend_dev_t dev, int n_cases) {
+static int test_device(ggml_backend_dev_t dev, int n_cases, int only) {
     const ggml_backend_ptr backend { ggml_backend_dev_init(dev, nullptr) };
 
     std::mt19937 rng(1);
@@ -335,6 +335,10 @@ static int test_device(ggml_backend_dev_t dev, int n_cases) {
 
     for (int i = 0; i < n_cases; ++i) {
         const test_case tc = random_case(rng);
+
+        if (only >= 0 && i != only) {
+            continue;
+        }
 
         device_case dc(tc, dev, i);
         if (!dc.out) {
@@ -361,6 +365,7 @@ static int test_device(ggml_backend_dev_t dev, int n_cases) {
 
 int main(int argc, char ** argv) {
     const int n_cases = argc > 1 ? atoi(argv[1]) : 150;
+    const int only    = argc > 2 ? atoi(argv[2]) : -1;
 
     int n_devices = 0;
     int n_failed  = 0;
@@ -370,7 +375,7 @@ int main(int argc, char ** argv) {
 
         if (ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), LLAMA_SELF_EXTEND_ATTN_PROC)) {
             n_devices++;
-            n_failed += test_device(dev, n_cases);
+            n_failed += test_device(dev, n_cases, only);
         }
     }
 

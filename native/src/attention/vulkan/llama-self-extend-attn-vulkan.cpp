@@ -44,6 +44,7 @@ struct fa_part {
     const ggml_tensor * q;
     const ggml_tensor * k;
     const ggml_tensor * v;
+    const ggml_tensor * mask;
 
     uint32_t mask_begin; // the column of its first cell
 
@@ -63,33 +64,36 @@ struct fa_part {
     uint32_t n_piece;
     uint32_t n_piece_kv; // cells
 
+    // the work space, in bytes from the beginning of the node
+    uint64_t offs_k;
+    uint64_t offs_v;
+    uint64_t offs_opt;
+    uint64_t offs_pieces;
+
     uint64_t n_kv    () const { return k->ne[2]; }
     uint64_t n_stream() const { return k->ne[3]; }
     uint64_t n_tokens() const { return q->ne[2]/k->ne[3]; } // of a stream
     uint64_t n_head  () const { return q->ne[1]; }
 
+    // of cells, as the shader counts them: in numbers, in blocks if they are quantized, four F32 of K and V are one
+    static uint32_t stride(const ggml_tensor * t) {
+        return t->nb[2]/(t->type == GGML_TYPE_F32 ? 4*sizeof(float) : ggml_type_size(t->type));
+    }
+    uint32_t stride_q() const { return q->nb[2]/sizeof(float); }
+    uint32_t stride_k() const { return dequant ? uint32_t(k->ne[0]) : stride(k); }
+    uint32_t stride_v() const { return dequant ? uint32_t(v->ne[0]) : stride(v); }
+
     uint32_t n_row_blocks() const { return CEIL_DIV(n_rows, state.Br); }
 
+    // words of 16 blocks, of a row of them: the shader takes all of the mask for its part
+    uint32_t n_opt_words() const { return CEIL_DIV(mask->ne[0], 16*state.Bc); }
+
     // bytes
-    uint64_t size_pieces() const {
-        return n_piece*n_head()*q->ne[2]*(v->ne[0] + 2)*sizeof(float);
-    }
-
-    uint64_t size_k_f16() const { return dequant ? ggml_nelements(k)*sizeof(ggml_fp16_t) : 0; }
-    uint64_t size_v_f16() const { return dequant ? ggml_nelements(v)*sizeof(ggml_fp16_t) : 0; }
-
-    // of a row of blocks, in words of 16: the shader takes all of the mask for its part
-    uint32_t n_opt_words(const ggml_tensor * mask) const { return CEIL_DIV(mask->ne[0], 16*state.Bc); }
-
-    uint64_t size_opt(const ggml_tensor * mask) const {
-        return mask_opt ? sizeof(uint32_t)*n_opt_words(mask)*CEIL_DIV(mask->ne[1], state.Br)*mask->ne[3] : 0;
-    }
+    uint64_t size_k     () const { return dequant ? ggml_nelements(k)*sizeof(ggml_fp16_t) : 0; }
+    uint64_t size_v     () const { return dequant ? ggml_nelements(v)*sizeof(ggml_fp16_t) : 0; }
+    uint64_t size_opt   () const { return mask_opt ? n_opt_words()*CEIL_DIV(n_tokens(), state.Br)*n_stream()*sizeof(uint32_t) : 0; }
+    uint64_t size_pieces() const { return n_piece*n_head()*q->ne[2]*(v->ne[0] + 2)*sizeof(float); }
 };
-
-// The next one after so many bytes. 256 is the most that Vulkan lets a device ask for.
-static uint64_t align(uint64_t offset) {
-    return GGML_PAD(offset, 256);
-}
 
 static bool is_quantized(ggml_type type) {
     return type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16;
@@ -131,7 +135,16 @@ static bool init_part(fa_part & part, const vk_device & device, const ggml_tenso
     const ggml_tensor * v    = src[2];
     const ggml_tensor * mask = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
 
-    part = { q, k, v, uint32_t(near ? mask->ne[0] - k->ne[2] : 0), false, k->type, v->type, 0, 1, {}, false, 0, 0 };
+    part = {};
+
+    part.q          = q;
+    part.k          = k;
+    part.v          = v;
+    part.mask       = mask;
+    part.mask_begin = near ? mask->ne[0] - k->ne[2] : 0;
+    part.type_k     = k->type;
+    part.type_v     = v->type;
+    part.n_heads    = 1;
 
     if (k->ne[0] % 8 != 0 || v->ne[0] % 8 != 0 || q->ne[1] % k->ne[1] != 0 || k->ne[1] != v->ne[1] || k->ne[2] != v->ne[2] ||
             v->nb[1] > v->nb[2] || q->ne[2] % k->ne[3] != 0 || mask->ne[1] != q->ne[2]/k->ne[3]) {
@@ -172,12 +185,8 @@ static bool init_part(fa_part & part, const vk_device & device, const ggml_tenso
 
     const vk_fa_tuning_params params = tune(part.n_rows);
 
-    const uint32_t stride_q = q->nb[2]/sizeof(float);
-    const uint32_t stride_k = part.dequant ? n_embd_k : k->nb[2]/(k->type == GGML_TYPE_F32 ? 16 : ggml_type_size(k->type));
-    const uint32_t stride_v = part.dequant ? n_embd_v : v->nb[2]/(v->type == GGML_TYPE_F32 ? 16 : ggml_type_size(v->type));
-
-    // no block reaches beyond its part, whatever the strides
-    const bool aligned = (stride_q | stride_k | stride_v) % 8 == 0 && !((n_embd_k | n_embd_v) % 16 != 0 && params.path == FA_COOPMAT2);
+    const bool aligned = (part.stride_q() | part.stride_k() | part.stride_v()) % 8 == 0 &&
+        !((n_embd_k | n_embd_v) % 16 != 0 && params.path == FA_COOPMAT2);
 
     part.mask_opt = part.n_tokens() >= 32 && n_kv*part.n_tokens() > 32768 && n_kv >= 16*params.block_cols &&
         (device->architecture != vk_device_architecture::AMD_GCN || n_embd_k > 256 || n_embd_v > 256);
@@ -204,14 +213,63 @@ static bool init_part(fa_part & part, const vk_device & device, const ggml_tenso
     return fits(part.size_pieces()) && part.n_piece*std::max<uint64_t>(part.n_tokens(), part.n_row_blocks()) <= limits.maxComputeWorkGroupCount[0];
 }
 
+static int64_t n_bytes_result(const ggml_tensor * node) {
+    const ggml_tensor * q = node->src[LLAMA_SELF_EXTEND_SRC_Q_FAR];
+    const ggml_tensor * v = node->src[LLAMA_SELF_EXTEND_SRC_V_FAR];
+
+    return v->ne[0]*q->ne[1]*q->ne[2]*sizeof(float);
+}
+
+// Both parts and their work space. Returns the bytes of the node, -1 if it cannot be computed.
+static int64_t init_parts(fa_part (& parts)[2], const vk_device & device, const ggml_tensor * node) {
+    if (!init_part(parts[0], device, node, false) || !init_part(parts[1], device, node, true)) {
+        return -1;
+    }
+
+    uint64_t end = n_bytes_result(node);
+
+    // 256 is the most that Vulkan lets a device ask for
+    const auto take = [&](uint64_t size) {
+        const uint64_t offs = GGML_PAD(end, 256);
+        end = offs + size;
+        return offs;
+    };
+    for (auto & part : parts) {
+        part.offs_k      = take(part.size_k());
+        part.offs_v      = take(part.size_v());
+        part.offs_opt    = take(part.size_opt());
+        part.offs_pieces = take(part.size_pieces());
+    }
+    return end <= std::min<uint64_t>(device->properties.limits.maxStorageBufferRange, device->max_buffer_size) ? int64_t(end) : -1;
+}
+
 static vk_device get_device(ggml_backend_dev_t dev) {
     return ggml_vk_get_device(((const ggml_backend_vk_device_context *) dev->context)->device);
 }
 
-bool llama_self_extend_attn_vulkan_supports(ggml_backend_dev_t dev, const ggml_tensor * node) {
+// as in ggml's supports_op of its own flash attention
+static bool can_read(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_Q5_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_IQ4_NL:
+            return true;
+        default:
+            return false;
+    }
+}
+
+// the bytes of a node, -1 if the device cannot compute it
+static int64_t get_n_bytes(ggml_backend_dev_t dev, const ggml_tensor * node) {
     llama_self_extend_attn_op op;
     if (!llama_self_extend_attn_get_op(node, op)) {
-        return false;
+        return -1;
     }
 
     const vk_device device = get_device(dev);
@@ -219,28 +277,11 @@ bool llama_self_extend_attn_vulkan_supports(ggml_backend_dev_t dev, const ggml_t
     const auto & limits = device->properties.limits;
 
     if (!device->coopmat2 && !(device->subgroup_shuffle && device->subgroup_vote)) {
-        return false;
+        return -1;
     }
 
     const auto * mask  = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
     const auto * sinks = node->src[LLAMA_SELF_EXTEND_SRC_SINKS];
-
-    const auto can_read = [&](ggml_type type) {
-        switch (type) {
-            case GGML_TYPE_F32:
-            case GGML_TYPE_F16:
-            case GGML_TYPE_BF16:
-            case GGML_TYPE_Q8_0:
-            case GGML_TYPE_Q5_1:
-            case GGML_TYPE_Q5_0:
-            case GGML_TYPE_Q4_1:
-            case GGML_TYPE_Q4_0:
-            case GGML_TYPE_IQ4_NL:
-                return true;
-            default:
-                return false;
-        }
-    };
 
     for (const auto * src : { node->src + LLAMA_SELF_EXTEND_SRC_Q_FAR, node->src + LLAMA_SELF_EXTEND_SRC_Q_NEAR }) {
         const ggml_type type_k = src[1]->type;
@@ -248,34 +289,43 @@ bool llama_self_extend_attn_vulkan_supports(ggml_backend_dev_t dev, const ggml_t
 
         if (src[0]->type != GGML_TYPE_F32 || !can_read(type_k) || !can_read(type_v) ||
                 (type_k == GGML_TYPE_BF16) != (type_v == GGML_TYPE_BF16)) {
-            return false;
+            return -1;
         }
     }
 
     if (mask->type != GGML_TYPE_F16 || !ggml_is_contiguous(mask) || (sinks && sinks->type != GGML_TYPE_F32)) {
-        return false;
+        return -1;
     }
 
-    fa_part far;
-    fa_part near;
-    if (!init_part(far, device, node, false) || !init_part(near, device, node, true)) {
-        return false;
-    }
+    fa_part parts[2];
 
+    const int64_t n_bytes = init_parts(parts, device, node);
+
+    const auto n_far  = parts[0].n_kv();
+    const auto n_near = parts[1].n_kv();
+
+    if (n_bytes < 0 || n_far + n_near != uint64_t(mask->ne[0]) || mask->ne[2] != 1 || mask->ne[3] != parts[0].k->ne[3] ||
+            n_far*sizeof(ggml_fp16_t) % limits.minStorageBufferOffsetAlignment != 0 || parts[0].q->ne[2] > limits.maxComputeWorkGroupCount[0]) {
+        return -1;
+    }
     for (const auto * src : node->src) {
         if (src && ggml_nbytes(src) > limits.maxStorageBufferRange) {
-            return false;
+            return -1;
         }
     }
-
-    return far.n_kv() + near.n_kv() == uint64_t(mask->ne[0]) && mask->ne[2] == 1 && mask->ne[3] == far.k->ne[3] &&
-        far.n_kv()*sizeof(ggml_fp16_t) % limits.minStorageBufferOffsetAlignment == 0 &&
-        node->src[LLAMA_SELF_EXTEND_SRC_Q_FAR]->ne[2] <= limits.maxComputeWorkGroupCount[0];
+    return n_bytes;
 }
 
-// all work space is the backend's
+bool llama_self_extend_attn_vulkan_supports(ggml_backend_dev_t dev, const ggml_tensor * node) {
+    const int64_t n_bytes = get_n_bytes(dev, node);
+
+    return n_bytes >= 0 && uint64_t(n_bytes) <= ggml_nbytes(node);
+}
+
 static int64_t get_n_work(ggml_backend_dev_t dev, const ggml_tensor * node) {
-    return ggml_backend_dev_supports_op(dev, node) ? 0 : -1;
+    const int64_t n_bytes = get_n_bytes(dev, node);
+
+    return n_bytes < 0 ? -1 : n_bytes - n_bytes_result(node);
 }
 
 void * llama_self_extend_attn_vulkan_proc(ggml_backend_reg_t reg, const char * name) {
@@ -359,7 +409,7 @@ static vk_pipeline find_pipeline(const vk_device & device, std::map<K, vk_pipeli
 // commands
 //
 
-// where a part finds its work space
+// what the shaders of a part read and write
 struct fa_buffers {
     vk_subbuffer k;
     vk_subbuffer v;
@@ -367,6 +417,23 @@ struct fa_buffers {
     vk_subbuffer mask_opt;
     vk_subbuffer pieces;
 };
+
+static fa_buffers get_buffers(ggml_backend_vk_context * ctx, const fa_part & part, const ggml_tensor * node) {
+    const vk_subbuffer dst  = ggml_vk_tensor_subbuffer(ctx, node);
+    const vk_subbuffer mask = ggml_vk_tensor_subbuffer(ctx, part.mask);
+
+    const auto work = [&](uint64_t offs, uint64_t size) { return vk_subbuffer { dst.buffer, dst.offset + offs, size }; };
+
+    const uint64_t offs_mask = part.mask_begin*sizeof(ggml_fp16_t);
+
+    fa_buffers res;
+    res.k        = part.dequant ? work(part.offs_k, part.size_k()) : ggml_vk_tensor_subbuffer(ctx, part.k);
+    res.v        = part.dequant ? work(part.offs_v, part.size_v()) : ggml_vk_tensor_subbuffer(ctx, part.v);
+    res.mask     = { mask.buffer, mask.offset + offs_mask, mask.size - offs_mask };
+    res.pieces   = work(part.offs_pieces, part.size_pieces());
+    res.mask_opt = part.mask_opt ? work(part.offs_opt, part.size_opt()) : mask; // not read
+    return res;
+}
 
 static void dispatch_dequant(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_tensor * t, const vk_subbuffer & dst) {
     vk_pipeline pipeline = ctx->device->pipeline_dequant_transpose[t->type];
@@ -379,27 +446,28 @@ static void dispatch_dequant(ggml_backend_vk_context * ctx, vk_context & subctx,
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { ggml_vk_tensor_subbuffer(ctx, t), dst }, constants, { n, 1, 1 });
 }
 
-static void dispatch_mask_opt(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf, const ggml_tensor * mask) {
+static void dispatch_mask_opt(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf) {
     vk_pipeline pipeline = find_pipeline(ctx->device, ctx->device->pipeline_fa_mask_opt, { part.state.Br, part.state.Bc });
 
     const uint32_t n_kv     = part.n_kv();
     const uint32_t n_tokens = part.n_tokens();
-    const uint32_t n_words  = part.n_opt_words(mask);
+    const uint32_t n_words  = part.n_opt_words();
     const uint32_t n_blocks = CEIL_DIV(n_tokens, part.state.Br);
+
+    const auto stride = [&](int i) { return uint32_t(part.mask->nb[i]/sizeof(ggml_fp16_t)); };
 
     const vk_op_flash_attn_mask_opt_push_constants constants = {
         n_kv, n_tokens, 1,
-        uint32_t(mask->nb[1]/sizeof(ggml_fp16_t)), uint32_t(mask->nb[2]/sizeof(ggml_fp16_t)), uint32_t(mask->nb[3]/sizeof(ggml_fp16_t)),
+        stride(1), stride(2), stride(3),
         n_words, n_words*n_blocks, n_words*n_blocks,
     };
 
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { buf.mask, buf.mask_opt }, constants,
-            { CEIL_DIV(n_kv, 16*part.state.Bc), n_blocks, uint32_t(mask->ne[3]) });
+            { CEIL_DIV(n_kv, 16*part.state.Bc), n_blocks, uint32_t(part.n_stream()) });
 }
 
-static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf, const ggml_tensor * mask,
-        const llama_self_extend_attn_op & op) {
+static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf, const llama_self_extend_attn_op & op) {
     vk_pipeline pipeline = find_pipeline(ctx->device, ctx->device->pipeline_flash_attn_f32_f16, part.state);
 
     const uint32_t n_tokens  = part.n_tokens();
@@ -407,25 +475,25 @@ static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, co
     const uint32_t n_head_kv = part.k->ne[1];
     const uint32_t n_stream  = part.n_stream();
 
-    // of cells in elements or blocks, of heads and streams in bytes
-    const auto strides = [&](const ggml_tensor * t) -> std::array<uint32_t, 3> {
+    // of heads and streams, in bytes
+    const auto strides = [&](const ggml_tensor * t) -> std::array<uint32_t, 2> {
+        const uint32_t n_bytes = t->ne[0]*t->ne[2]*sizeof(ggml_fp16_t);
         if (part.dequant) {
-            const uint32_t n_head_bytes = t->ne[0]*t->ne[2]*sizeof(ggml_fp16_t);
-            return { uint32_t(t->ne[0]), n_head_bytes, n_head_bytes*n_head_kv };
+            return { n_bytes, n_bytes*n_head_kv };
         }
-        return { uint32_t(t->nb[2]/(t->type == GGML_TYPE_F32 ? 16 : ggml_type_size(t->type))), uint32_t(t->nb[1]), uint32_t(t->nb[3]) };
+        return { uint32_t(t->nb[1]), uint32_t(t->nb[3]) };
     };
     const auto nb_k = strides(part.k);
     const auto nb_v = strides(part.v);
 
     const vk_flash_attn_push_constants constants = {
-        part.n_rows, uint32_t(mask->ne[0]),
+        part.n_rows, uint32_t(part.mask->ne[0]),
         n_head, n_tokens, n_stream,
         n_head, n_stream, n_head_kv, n_stream, n_head_kv, n_stream,
         n_tokens, 1, n_stream,
-        uint32_t(part.q->nb[2]/sizeof(float)), uint32_t(part.q->nb[1]), uint32_t(part.q->nb[2]*n_tokens),
-        nb_k[0], nb_k[1], nb_k[2],
-        nb_v[0], nb_v[1], nb_v[2],
+        part.stride_q(), uint32_t(part.q->nb[1]), uint32_t(part.q->nb[2]*n_tokens),
+        part.stride_k(), nb_k[0], nb_k[1],
+        part.stride_v(), nb_v[0], nb_v[1],
         op.logit_softcap != 0.0f ? op.scale/op.logit_softcap : op.scale, 0.0f, op.logit_softcap,
         0, 1.0f, 1.0f, // neither sinks, which belong to both parts, nor ALiBi
         part.n_heads, part.n_piece_kv, part.n_piece,
@@ -438,8 +506,10 @@ static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, co
             { part.n_piece*(part.n_heads > 1 ? n_tokens : part.n_row_blocks())*pipeline->wg_denoms[0], n_head/part.n_heads, n_stream });
 }
 
-static void dispatch_merge(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part * parts, const fa_buffers * bufs, const ggml_tensor * sinks, ggml_tensor * node) {
+static void dispatch_merge(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part (& parts)[2], const fa_buffers (& bufs)[2], ggml_tensor * node) {
     vk_pipeline pipeline = get_merge_pipeline(ctx->device);
+
+    const ggml_tensor * sinks = node->src[LLAMA_SELF_EXTEND_SRC_SINKS];
 
     const uint32_t n_embd_v = parts[0].v->ne[0];
     const uint32_t n_head   = parts[0].n_head();
@@ -447,62 +517,24 @@ static void dispatch_merge(ggml_backend_vk_context * ctx, vk_context & subctx, c
 
     const merge_constants constants = { n_embd_v, n_head, n_rows, parts[0].n_piece, parts[1].n_piece, sinks != nullptr };
 
+    vk_subbuffer dst = ggml_vk_tensor_subbuffer(ctx, node);
+    dst.size = n_bytes_result(node);
+
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
-            { bufs[0].pieces, bufs[1].pieces, sinks ? ggml_vk_tensor_subbuffer(ctx, sinks) : bufs[0].pieces, ggml_vk_tensor_subbuffer(ctx, node) },
+            { bufs[0].pieces, bufs[1].pieces, sinks ? ggml_vk_tensor_subbuffer(ctx, sinks) : bufs[0].pieces, dst },
             constants, { n_rows, n_head, CEIL_DIV(n_embd_v, MERGE_N) });
 }
 
 void llama_self_extend_attn_vulkan(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * node) {
-    const ggml_tensor * mask  = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
-    const ggml_tensor * sinks = node->src[LLAMA_SELF_EXTEND_SRC_SINKS];
-
     llama_self_extend_attn_op op;
     GGML_ASSERT(llama_self_extend_attn_get_op(node, op));
 
     fa_part parts[2];
-    for (int i = 0; i < 2; ++i) {
-        GGML_ASSERT(init_part(parts[i], ctx->device, node, i == 1));
-    }
+    const int64_t n_bytes = init_parts(parts, ctx->device, node);
+    GGML_ASSERT(n_bytes >= 0 && uint64_t(n_bytes) <= ggml_nbytes(node));
 
-    // ggml's scratch memory, which may move when it grows: first all sizes, then the buffers
-    uint64_t size_f16  = 0;
-    uint64_t size_work = 0;
-    for (const auto & part : parts) {
-        size_f16  += align(part.size_k_f16 ()) + align(part.size_v_f16());
-        size_work += align(part.size_pieces()) + align(part.size_opt(mask));
-    }
-    ctx->prealloc_size_x       = std::max<size_t>(ctx->prealloc_size_x,       size_f16);
-    ctx->prealloc_size_split_k = std::max<size_t>(ctx->prealloc_size_split_k, size_work);
-    ggml_vk_preallocate_buffers(ctx, subctx);
-
-    uint64_t offs_f16  = 0;
-    uint64_t offs_work = 0;
-
-    const auto take = [](const vk_buffer & buffer, uint64_t & offset, uint64_t size) {
-        const vk_subbuffer res = { buffer, offset, size };
-        offset += align(size);
-        return res;
-    };
-
-    fa_buffers bufs[2];
-    for (int i = 0; i < 2; ++i) {
-        const auto & part = parts[i];
-        auto       & buf  = bufs[i];
-
-        buf.k      = part.dequant ? take(ctx->prealloc_x, offs_f16, part.size_k_f16()) : ggml_vk_tensor_subbuffer(ctx, part.k);
-        buf.v      = part.dequant ? take(ctx->prealloc_x, offs_f16, part.size_v_f16()) : ggml_vk_tensor_subbuffer(ctx, part.v);
-        buf.mask   = ggml_vk_tensor_subbuffer(ctx, mask);
-        buf.pieces = take(ctx->prealloc_split_k, offs_work, part.size_pieces());
-
-        buf.mask.offset += part.mask_begin*sizeof(ggml_fp16_t);
-        buf.mask.size   -= part.mask_begin*sizeof(ggml_fp16_t);
-        buf.mask_opt     = part.mask_opt ? take(ctx->prealloc_split_k, offs_work, part.size_opt(mask)) : buf.pieces;
-    }
-
-    if (ctx->prealloc_split_k_need_sync || (size_f16 > 0 && ctx->prealloc_x_need_sync)) {
-        ggml_vk_sync_buffers(ctx, subctx);
-    }
+    const fa_buffers bufs[2] = { get_buffers(ctx, parts[0], node), get_buffers(ctx, parts[1], node) };
 
     bool prepared = false;
     for (int i = 0; i < 2; ++i) {
@@ -511,7 +543,7 @@ void llama_self_extend_attn_vulkan(ggml_backend_vk_context * ctx, vk_context & s
             dispatch_dequant(ctx, subctx, parts[i].v, bufs[i].v);
         }
         if (parts[i].mask_opt) {
-            dispatch_mask_opt(ctx, subctx, parts[i], bufs[i], mask);
+            dispatch_mask_opt(ctx, subctx, parts[i], bufs[i]);
         }
         prepared = prepared || parts[i].dequant || parts[i].mask_opt;
     }
@@ -520,13 +552,9 @@ void llama_self_extend_attn_vulkan(ggml_backend_vk_context * ctx, vk_context & s
     }
 
     for (int i = 0; i < 2; ++i) {
-        dispatch_part(ctx, subctx, parts[i], bufs[i], mask, op);
+        dispatch_part(ctx, subctx, parts[i], bufs[i], op);
     }
     ggml_vk_sync_buffers(ctx, subctx);
 
-    dispatch_merge(ctx, subctx, parts, bufs, sinks, node);
-
-    // whoever takes the scratch memory next has to wait
-    ctx->prealloc_split_k_need_sync = true;
-    ctx->prealloc_x_need_sync       = ctx->prealloc_x_need_sync || size_f16 > 0;
+    dispatch_merge(ctx, subctx, parts, bufs, node);
 }
