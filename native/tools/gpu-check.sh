@@ -338,13 +338,16 @@ run() {
     exit "$failed"
 }
 
-case ${1:-} in
-    prepare)
-        [ -n "${2:-}" ] || fail "prepare needs a folder"
-        mkdir -p "$2" || exit 1
-        prepare "$(cd "$2" && pwd)"
-        ;;
-    run) shift && run "$@" ;;
-    step) "step_$2" ;;
-    *) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$self" && [[ ${1:-} == --help ]] ;;
-esac
+{ # read as a whole: this file may be changed while it runs
+    case ${1:-} in
+        prepare)
+            [ -n "${2:-}" ] || fail "prepare needs a folder"
+            mkdir -p "$2" || exit 1
+            prepare "$(cd "$2" && pwd)"
+            ;;
+        run) shift && run "$@" ;;
+        step) "step_$2" ;;
+        *) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$self" && [[ ${1:-} == --help ]] ;;
+    esac
+    exit
+}
