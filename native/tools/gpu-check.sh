@@ -17,6 +17,7 @@
 #   PYTHON   of the other machine, with numpy (python3); prepare: its version (3.12)
 #   DEPTHS, BENCH_OPTIONS   of pyselfextend bench
 #   TEST_JOBS               tests of devices at a time (4)
+# shellcheck disable=SC2329 # steps are called by their names
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -347,7 +348,7 @@ run() {
             ;;
         run) shift && run "$@" ;;
         step) "step_$2" ;;
-        *) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$self" && [[ ${1:-} == --help ]] ;;
+        *) sed -n '2,/^set /{/^set /d; /^# shellcheck/d; s/^# \{0,1\}//; p}' "$self" && [[ ${1:-} == --help ]] ;;
     esac
     exit
 }
