@@ -49,9 +49,10 @@ function(pyselfextend_add_vulkan)
     add_custom_target(llama-self-extend-attn-merge DEPENDS "${spirv}")
     add_dependencies(ggml-vulkan llama-self-extend-attn-merge)
 
-    set(source "${PROJECT_SOURCE_DIR}/native/src/attention/vulkan/llama-self-extend-attn-vulkan.cpp")
-    pyselfextend_add_to_backend(ggml-vulkan "${LLAMA_CPP_DIR}/ggml/src/ggml-vulkan/ggml-vulkan.cpp" "${source}")
+    set(sources "${PROJECT_SOURCE_DIR}/native/src/attention/vulkan/llama-self-extend-attn-vulkan.cpp"
+        "${PROJECT_SOURCE_DIR}/native/src/attention/vulkan/parts.cpp")
+    pyselfextend_add_to_backend(ggml-vulkan "${LLAMA_CPP_DIR}/ggml/src/ggml-vulkan/ggml-vulkan.cpp" ${sources})
     if(PYSELFEXTEND_WERROR AND NOT MSVC)
-        set_property(SOURCE "${source}" TARGET_DIRECTORY ggml-vulkan APPEND PROPERTY COMPILE_OPTIONS -Werror)
+        set_property(SOURCE ${sources} TARGET_DIRECTORY ggml-vulkan APPEND PROPERTY COMPILE_OPTIONS -Werror)
     endif()
 endfunction()

@@ -1,6 +1,7 @@
 #include "attention/vulkan/llama-self-extend-attn-vulkan.h"
 
 #include "attention/llama-self-extend-attn.h"
+#include "attention/vulkan/parts.h"
 
 #include "ggml-vulkan-common.h"
 
@@ -20,228 +21,9 @@
 // for us to see to: all pieces of a part are whole blocks, and of the same length
 //
 
-// SPIR-V of merge.comp
-static const uint32_t MERGE[] = {
-#include "llama-self-extend-attn-merge.spv.inc"
-};
-
-struct merge_constants {
-    uint32_t n_embd_v;
-    uint32_t n_head;
-    uint32_t n_rows;
-    uint32_t n_far;
-    uint32_t n_near;
-    uint32_t has_sinks;
-};
-
-static constexpr uint32_t MERGE_N = 64; // threads, each for a number of a row
-
 //
-// how a part is computed
+// what a device is asked
 //
-
-struct fa_part {
-    const ggml_tensor * q;
-    const ggml_tensor * k;
-    const ggml_tensor * v;
-    const ggml_tensor * mask;
-
-    uint32_t mask_begin; // the column of its first cell
-
-    // quantized K and V are made F16 first where ggml does so: [n_embd, n_kv, n_head_kv, n_stream]
-    bool      dequant;
-    ggml_type type_k; // as the shader reads them
-    ggml_type type_v;
-
-    // the rows that share K and V in a workgroup are tokens, or the heads of one token
-    uint32_t n_rows;
-    uint32_t n_heads; // 1 if they are tokens
-
-    vk_fa_pipeline_state state;
-
-    bool mask_opt; // are blocks classified first by what their mask lets through?
-
-    uint32_t n_piece;
-    uint32_t n_piece_kv; // cells
-
-    // the work space, in bytes from the beginning of the node
-    uint64_t offs_k;
-    uint64_t offs_v;
-    uint64_t offs_opt;
-    uint64_t offs_pieces;
-
-    uint64_t n_kv    () const { return k->ne[2]; }
-    uint64_t n_stream() const { return k->ne[3]; }
-    uint64_t n_tokens() const { return q->ne[2]/k->ne[3]; } // of a stream
-    uint64_t n_head  () const { return q->ne[1]; }
-
-    // of cells, as the shader counts them: in numbers, in blocks if they are quantized, four F32 of K and V are one
-    static uint32_t stride(const ggml_tensor * t) {
-        return t->nb[2]/(t->type == GGML_TYPE_F32 ? 4*sizeof(float) : ggml_type_size(t->type));
-    }
-    uint32_t stride_q() const { return q->nb[2]/sizeof(float); }
-    uint32_t stride_k() const { return dequant ? uint32_t(k->ne[0]) : stride(k); }
-    uint32_t stride_v() const { return dequant ? uint32_t(v->ne[0]) : stride(v); }
-
-    uint32_t n_row_blocks() const { return CEIL_DIV(n_rows, state.Br); }
-
-    // words of 16 blocks, of a row of them: the shader takes all of the mask for its part
-    uint32_t n_opt_words() const { return CEIL_DIV(mask->ne[0], 16*state.Bc); }
-
-    // bytes
-    uint64_t size_k     () const { return dequant ? ggml_nelements(k)*sizeof(ggml_fp16_t) : 0; }
-    uint64_t size_v     () const { return dequant ? ggml_nelements(v)*sizeof(ggml_fp16_t) : 0; }
-    uint64_t size_opt   () const { return mask_opt ? n_opt_words()*CEIL_DIV(n_tokens(), state.Br)*n_stream()*sizeof(uint32_t) : 0; }
-    uint64_t size_pieces() const { return n_piece*n_head()*q->ne[2]*(v->ne[0] + 2)*sizeof(float); }
-};
-
-static bool is_quantized(ggml_type type) {
-    return type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16;
-}
-
-// Number of pieces of equal length, all of whole blocks: at least as many as are wanted, and two. 0 if there are none.
-static uint32_t get_n_piece(uint32_t n_blocks, uint32_t n_wanted) {
-    // too many cost little, too few leave cores idle
-    for (uint32_t n = std::max(2u, n_wanted); n < n_blocks; ++n) {
-        if (n_blocks % n == 0) {
-            return n;
-        }
-    }
-    return n_blocks < 2 ? 0 : n_blocks;
-}
-
-// can the shader step through it? strides are handed over in elements, blocks or four F32, and rows are read four at a time
-static bool has_good_strides(const ggml_tensor * t, size_t alignment) {
-    const size_t unit = t->type == GGML_TYPE_F32 ? 4*sizeof(float) : t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_BF16 ?
-        4*sizeof(ggml_fp16_t) : ggml_type_size(t->type);
-
-    return t->nb[0] == ggml_type_size(t->type) && t->nb[1] % unit == 0 && t->nb[2] % unit == 0 && t->nb[3] % unit == 0 &&
-        t->view_offs % alignment == 0;
-}
-
-static bool is_dense(const ggml_tensor * t) {
-    return t->nb[1] == ggml_row_size(t->type, t->ne[0]) && t->nb[2] == t->nb[1]*t->ne[1] &&
-        (t->ne[3] == 1 || t->nb[3] == t->nb[2]*t->ne[2]);
-}
-
-// as ggml_vk_flash_attn() chooses, or false if the shaders cannot compute it
-static bool init_part(fa_part & part, const vk_device & device, const ggml_tensor * node, bool near) {
-    const auto & limits = device->properties.limits;
-
-    const ggml_tensor * const * src = node->src + (near ? LLAMA_SELF_EXTEND_SRC_Q_NEAR : LLAMA_SELF_EXTEND_SRC_Q_FAR);
-
-    const ggml_tensor * q    = src[0];
-    const ggml_tensor * k    = src[1];
-    const ggml_tensor * v    = src[2];
-    const ggml_tensor * mask = node->src[LLAMA_SELF_EXTEND_SRC_MASK];
-
-    part = {};
-
-    part.q          = q;
-    part.k          = k;
-    part.v          = v;
-    part.mask       = mask;
-    part.mask_begin = near ? mask->ne[0] - k->ne[2] : 0;
-    part.type_k     = k->type;
-    part.type_v     = v->type;
-    part.n_heads    = 1;
-
-    if (k->ne[0] % 8 != 0 || v->ne[0] % 8 != 0 || q->ne[1] % k->ne[1] != 0 || k->ne[1] != v->ne[1] || k->ne[2] != v->ne[2] ||
-            v->nb[1] > v->nb[2] || q->ne[2] % k->ne[3] != 0 || mask->ne[1] != q->ne[2]/k->ne[3]) {
-        return false;
-    }
-    for (const auto * t : { q, k, v }) {
-        if (!has_good_strides(t, limits.minStorageBufferOffsetAlignment)) {
-            return false;
-        }
-    }
-
-    const uint32_t n_embd_k = k->ne[0];
-    const uint32_t n_embd_v = v->ne[0];
-    const uint32_t n_gqa    = q->ne[1]/k->ne[1];
-    const uint32_t n_kv     = part.n_kv();
-
-    const auto fits = [&](uint64_t size) { return size <= limits.maxStorageBufferRange; };
-
-    part.dequant = is_quantized(k->type) && is_quantized(v->type) && part.n_tokens() >= 64 && is_dense(k) && is_dense(v) &&
-        fits(ggml_nelements(k)*sizeof(ggml_fp16_t)) && fits(ggml_nelements(v)*sizeof(ggml_fp16_t)) &&
-        device->pipeline_dequant_transpose[k->type] && device->pipeline_dequant_transpose[v->type] && !device->coopmat2 &&
-        (device->vendor_id != VK_VENDOR_ID_INTEL || (device->coopmat_support && device->architecture != vk_device_architecture::INTEL_XE1));
-    if (part.dequant) {
-        part.type_k = GGML_TYPE_F16;
-        part.type_v = GGML_TYPE_F16;
-    }
-
-    // scores are summed in F32, as llama.cpp asks of its own flash attention
-    const auto tune = [&](uint32_t n_rows) {
-        return get_fa_tuning_params(device, n_embd_k, n_embd_v, n_rows, n_kv, part.type_k, part.type_v, true);
-    };
-
-    part.n_rows = part.n_tokens();
-    if (part.n_rows <= 8 && n_gqa > 1 && n_gqa <= std::min(tune(512).block_rows, 32u) && n_gqa <= tune(n_gqa).block_rows) {
-        part.n_rows  = n_gqa;
-        part.n_heads = n_gqa;
-    }
-
-    const vk_fa_tuning_params params = tune(part.n_rows);
-
-    const bool aligned = (part.stride_q() | part.stride_k() | part.stride_v()) % 8 == 0 &&
-        !((n_embd_k | n_embd_v) % 16 != 0 && params.path == FA_COOPMAT2);
-
-    part.mask_opt = part.n_tokens() >= 32 && n_kv*part.n_tokens() > 32768 && n_kv >= 16*params.block_cols &&
-        (device->architecture != vk_device_architecture::AMD_GCN || n_embd_k > 256 || n_embd_v > 256);
-
-    llama_self_extend_attn_op op;
-    llama_self_extend_attn_get_op(node, op);
-
-    part.state = get_fa_pipeline_state(device, params, n_embd_k, n_embd_v, aligned, true, true, part.mask_opt,
-            op.logit_softcap != 0.0f, false, part.type_k, part.type_v);
-
-    // enough workgroups for all cores, where there are too few rows for that
-    const uint32_t n_cores = device->shader_core_count == 0 ? 16 :
-        device->shader_core_count*(device->vendor_id == VK_VENDOR_ID_INTEL && device->architecture != INTEL_XE2 ? 2 : 1);
-    const uint64_t n_workgroups = (part.n_heads > 1 ? part.n_tokens() : part.n_row_blocks())*(part.n_head()/part.n_heads)*part.n_stream();
-
-    const uint32_t n_blocks = n_kv/params.block_cols;
-
-    part.n_piece = n_kv % params.block_cols == 0 ? get_n_piece(n_blocks, 2*n_cores/n_workgroups) : 0;
-    if (part.n_piece == 0) {
-        return false;
-    }
-    part.n_piece_kv = n_kv/part.n_piece;
-
-    return fits(part.size_pieces()) && part.n_piece*std::max<uint64_t>(part.n_tokens(), part.n_row_blocks()) <= limits.maxComputeWorkGroupCount[0];
-}
-
-static int64_t n_bytes_result(const ggml_tensor * node) {
-    const ggml_tensor * q = node->src[LLAMA_SELF_EXTEND_SRC_Q_FAR];
-    const ggml_tensor * v = node->src[LLAMA_SELF_EXTEND_SRC_V_FAR];
-
-    return v->ne[0]*q->ne[1]*q->ne[2]*sizeof(float);
-}
-
-// Both parts and their work space. Returns the bytes of the node, -1 if it cannot be computed.
-static int64_t init_parts(fa_part (& parts)[2], const vk_device & device, const ggml_tensor * node) {
-    if (!init_part(parts[0], device, node, false) || !init_part(parts[1], device, node, true)) {
-        return -1;
-    }
-
-    uint64_t end = n_bytes_result(node);
-
-    // 256 is the most that Vulkan lets a device ask for
-    const auto take = [&](uint64_t size) {
-        const uint64_t offs = GGML_PAD(end, 256);
-        end = offs + size;
-        return offs;
-    };
-    for (auto & part : parts) {
-        part.offs_k      = take(part.size_k());
-        part.offs_v      = take(part.size_v());
-        part.offs_opt    = take(part.size_opt());
-        part.offs_pieces = take(part.size_pieces());
-    }
-    return end <= std::min<uint64_t>(device->properties.limits.maxStorageBufferRange, device->max_buffer_size) ? int64_t(end) : -1;
-}
 
 static vk_device get_device(ggml_backend_dev_t dev) {
     return ggml_vk_get_device(((const ggml_backend_vk_device_context *) dev->context)->device);
@@ -297,9 +79,9 @@ static int64_t get_n_bytes(ggml_backend_dev_t dev, const ggml_tensor * node) {
         return -1;
     }
 
-    fa_part parts[2];
+    llama_self_extend_vk_part parts[2];
 
-    const int64_t n_bytes = init_parts(parts, device, node);
+    const int64_t n_bytes = llama_self_extend_vk_init_parts(parts, device, node);
 
     const auto n_far  = parts[0].n_kv();
     const auto n_near = parts[1].n_kv();
@@ -352,6 +134,22 @@ uint64_t llama_self_extend_attn_vulkan_n_flops(const ggml_tensor * node) {
 //
 // pipelines
 //
+
+// SPIR-V of merge.comp
+static const uint32_t MERGE[] = {
+#include "llama-self-extend-attn-merge.spv.inc"
+};
+
+struct merge_constants {
+    uint32_t n_embd_v;
+    uint32_t n_head;
+    uint32_t n_rows;
+    uint32_t n_far;
+    uint32_t n_near;
+    uint32_t has_sinks;
+};
+
+static constexpr uint32_t MERGE_N = 64; // threads, each for a number of a row
 
 static vk_pipeline create_merge_pipeline(const vk_device & device) {
     auto res = std::make_shared<vk_pipeline_struct>();
@@ -418,7 +216,7 @@ struct fa_buffers {
     vk_subbuffer pieces;
 };
 
-static fa_buffers get_buffers(ggml_backend_vk_context * ctx, const fa_part & part, const ggml_tensor * node) {
+static fa_buffers get_buffers(ggml_backend_vk_context * ctx, const llama_self_extend_vk_part & part, const ggml_tensor * node) {
     const vk_subbuffer dst  = ggml_vk_tensor_subbuffer(ctx, node);
     const vk_subbuffer mask = ggml_vk_tensor_subbuffer(ctx, part.mask);
 
@@ -446,7 +244,7 @@ static void dispatch_dequant(ggml_backend_vk_context * ctx, vk_context & subctx,
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { ggml_vk_tensor_subbuffer(ctx, t), dst }, constants, { n, 1, 1 });
 }
 
-static void dispatch_mask_opt(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf) {
+static void dispatch_mask_opt(ggml_backend_vk_context * ctx, vk_context & subctx, const llama_self_extend_vk_part & part, const fa_buffers & buf) {
     vk_pipeline pipeline = find_pipeline(ctx->device, ctx->device->pipeline_fa_mask_opt, { part.state.Br, part.state.Bc });
 
     const uint32_t n_kv     = part.n_kv();
@@ -467,7 +265,7 @@ static void dispatch_mask_opt(ggml_backend_vk_context * ctx, vk_context & subctx
             { CEIL_DIV(n_kv, 16*part.state.Bc), n_blocks, uint32_t(part.n_stream()) });
 }
 
-static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part & part, const fa_buffers & buf, const llama_self_extend_attn_op & op) {
+static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, const llama_self_extend_vk_part & part, const fa_buffers & buf, const llama_self_extend_attn_op & op) {
     vk_pipeline pipeline = find_pipeline(ctx->device, ctx->device->pipeline_flash_attn_f32_f16, part.state);
 
     const uint32_t n_tokens  = part.n_tokens();
@@ -506,7 +304,7 @@ static void dispatch_part(ggml_backend_vk_context * ctx, vk_context & subctx, co
             { part.n_piece*(part.n_heads > 1 ? n_tokens : part.n_row_blocks())*pipeline->wg_denoms[0], n_head/part.n_heads, n_stream });
 }
 
-static void dispatch_merge(ggml_backend_vk_context * ctx, vk_context & subctx, const fa_part (& parts)[2], const fa_buffers (& bufs)[2], ggml_tensor * node) {
+static void dispatch_merge(ggml_backend_vk_context * ctx, vk_context & subctx, const llama_self_extend_vk_part (& parts)[2], const fa_buffers (& bufs)[2], ggml_tensor * node) {
     vk_pipeline pipeline = get_merge_pipeline(ctx->device);
 
     const ggml_tensor * sinks = node->src[LLAMA_SELF_EXTEND_SRC_SINKS];
@@ -530,8 +328,8 @@ void llama_self_extend_attn_vulkan(ggml_backend_vk_context * ctx, vk_context & s
     llama_self_extend_attn_op op;
     GGML_ASSERT(llama_self_extend_attn_get_op(node, op));
 
-    fa_part parts[2];
-    const int64_t n_bytes = init_parts(parts, ctx->device, node);
+    llama_self_extend_vk_part parts[2];
+    const int64_t n_bytes = llama_self_extend_vk_init_parts(parts, ctx->device, node);
     GGML_ASSERT(n_bytes >= 0 && uint64_t(n_bytes) <= ggml_nbytes(node));
 
     const fa_buffers bufs[2] = { get_buffers(ctx, parts[0], node), get_buffers(ctx, parts[1], node) };
