@@ -1,11 +1,15 @@
 // the fused attention on every device that offers it, against one softmax over both parts in double precision
 //
-//     test-attn-device [number of cases] [only this one]
+//     test-attn-device [seconds] [only this case]
+//
+// A device may compile shaders for each kind of case, for minutes if it is one in software: no kind is begun after so many
+// seconds. All cases of a kind do with the same ones.
 
 #include "attn-case.h"
 
 #include "attention/llama-self-extend-attn.h"
 
+#include "ggml-alloc.h"
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -105,16 +109,45 @@ private:
     }
 };
 
+// Memory of the device for one case after another. What has become too small stays until the end: Mesa 22's software
+// driver for Vulkan corrupts its heap when a buffer is freed that a shader has used, be it ggml's own attention.
+struct device_memory {
+    std::vector<ggml_backend_buffer_ptr> buffers;
+
+    // all tensors of the context. returns false if there is not enough
+    bool alloc(ggml_context * ctx, ggml_backend_t backend) {
+        const auto buft = ggml_backend_get_default_buffer_type(backend);
+
+        size_t size = 0;
+        for (auto * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+            size += t->view_src ? 0 : GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), ggml_backend_buft_get_alignment(buft));
+        }
+        if (buffers.empty() || ggml_backend_buffer_get_size(buffers.back().get()) < size) {
+            buffers.emplace_back(ggml_backend_alloc_buffer(backend, 2*size));
+        }
+        if (!buffers.back()) {
+            return false;
+        }
+        ggml_backend_buffer_clear(buffers.back().get(), 0xff);
+
+        ggml_tallocr tensors = ggml_tallocr_new(buffers.back().get());
+
+        bool res = true;
+        for (auto * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+            res = res && (t->view_src ? ggml_backend_view_init(t) : ggml_tallocr_alloc(&tensors, t)) == GGML_STATUS_SUCCESS;
+        }
+        return res;
+    }
+};
+
 // empty if it failed
-static values compute(device_case & dc, ggml_backend_t backend) {
+static values compute(device_case & dc, ggml_backend_t backend, device_memory & memory) {
     ggml_cgraph * gf = ggml_new_graph(dc.ctx.get());
     ggml_build_forward_expand(gf, dc.out);
 
-    const ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors(dc.ctx.get(), backend) };
-    if (!buffer) {
+    if (!memory.alloc(dc.ctx.get(), backend)) {
         return {};
     }
-    ggml_backend_buffer_clear(buffer.get(), 0xff);
 
     for (const auto & [base, bytes] : dc.memory) {
         ggml_backend_tensor_set(base, bytes->data(), 0, bytes->size());
@@ -237,49 +270,95 @@ static double check(const test_case & tc, const device_case & dc, const values &
 // cases
 //
 
-static const ggml_type types[] = {
-    GGML_TYPE_F16, GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0,
-    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL,
+static constexpr int N_KINDS = 60;
+static constexpr int N_CASES = 6; // of a kind
+
+// small ones first, which a device in software gets to: a token of grouped heads, many tokens, and one of heads on their own
+struct kind {
+    int64_t   n_embd;
+    int64_t   n_head_kv;
+    int64_t   n_gqa;
+    int64_t   n_tokens;
+    ggml_type type;
+    float     softcap;
 };
 
-static test_case random_case(std::mt19937 & rng) {
+static const kind first_kinds[] = {
+    { 64, 2, 4,  1, GGML_TYPE_F16,  0.0f },
+    { 64, 2, 3, 70, GGML_TYPE_F16,  0.0f },
+    { 64, 3, 1,  1, GGML_TYPE_Q8_0, 0.0f },
+    { 64, 1, 9,  3, GGML_TYPE_F32,  5.0f },
+};
+
+// what shaders may be chosen by; every third kind has a quantized cache
+static test_case random_kind(int i, std::mt19937 & rng) {
+    if (i < int(std::size(first_kinds))) {
+        const kind & k = first_kinds[i];
+
+        test_case tc = {};
+
+        tc.n_embd_k  = tc.n_embd_v = k.n_embd;
+        tc.n_head_kv = k.n_head_kv;
+        tc.n_gqa     = k.n_gqa;
+        tc.n_tokens  = k.n_tokens;
+        tc.type_k    = tc.type_v = k.type;
+        tc.softcap   = k.softcap;
+
+        return tc;
+    }
+
     const auto pick   = [&](const auto & from) { return from[rng() % std::size(from)]; };
     const auto chance = [&](int n) { return rng() % n == 0; };
 
-    const int64_t  n_embds  [] = { 64, 64, 80, 96, 112, 128, 128, 256 };
-    const int64_t  n_tokenss[] = { 1, 1, 2, 3, 7, 8, 9, 16, 33, 64, 70, 130 };
-    const int64_t  n_kvs    [] = { 256, 256, 512, 768, 1280, 1792, 4096 };
-    const float    p_lives  [] = { 0.0f, 0.02f, 0.5f, 1.0f };
-    const hidden_t hiddens  [] = { HIDDEN_NONE, HIDDEN_NONE, HIDDEN_NONE, HIDDEN_NONE, HIDDEN_FAR, HIDDEN_NEAR };
+    const int64_t   n_embds  [] = { 64, 64, 80, 96, 112, 128, 128, 256 };
+    const int64_t   n_tokenss[] = { 1, 1, 2, 3, 7, 8, 9, 16, 33, 64, 70, 130 };
+    const ggml_type types    [] = { GGML_TYPE_F16, GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16 };
+    const ggml_type types_q  [] = { GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL };
 
     test_case tc = {};
 
+    tc.n_embd_k  = pick(n_embds);
+    tc.n_embd_v  = chance(8) ? pick(n_embds) : tc.n_embd_k;
+    tc.n_head_kv = 1 + rng() % 4;
+    tc.n_gqa     = 1 + rng() % 16;
+    tc.n_tokens  = pick(n_tokenss);
+    tc.softcap   = chance(4) ? 5.0f : 0.0f;
+
+    const auto type = [&](int64_t n_embd) {
+        const ggml_type res = i % 3 == 2 ? pick(types_q) : pick(types);
+        return n_embd % ggml_blck_size(res) == 0 ? res : GGML_TYPE_F16;
+    };
+
+    tc.type_k = type(tc.n_embd_k);
+    tc.type_v = chance(8) || tc.n_embd_v % ggml_blck_size(tc.type_k) != 0 ? type(tc.n_embd_v) : tc.type_k;
+
+    return tc;
+}
+
+static test_case random_case(test_case tc, std::mt19937 & rng) {
+    const auto pick   = [&](const auto & from) { return from[rng() % std::size(from)]; };
+    const auto chance = [&](int n) { return rng() % n == 0; };
+
+    const int64_t  n_kvs  [] = { 256, 256, 512, 768, 1280, 1792, 4096 };
+    const float    p_lives[] = { 0.02f, 0.5f, 1.0f };
+    const hidden_t hiddens[] = { HIDDEN_NONE, HIDDEN_NONE, HIDDEN_NONE, HIDDEN_FAR, HIDDEN_NEAR };
+
+    // no more than what a device in software does in a second
+    const auto n_products = [&] {
+        return double(tc.n_head_kv*tc.n_gqa*tc.n_tokens)*tc.n_stream*(tc.n_far + tc.n_near)*(tc.n_embd_k + tc.n_embd_v);
+    };
     do {
-        tc.n_embd_k  = pick(n_embds);
-        tc.n_embd_v  = chance(8) ? pick(n_embds) : tc.n_embd_k;
-        tc.n_head_kv = 1 + rng() % 4;
-        tc.n_gqa     = 1 + rng() % 16;
-        tc.n_tokens  = pick(n_tokenss);
-        tc.n_stream  = 1 + rng() % 3;
-        tc.n_far     = pick(n_kvs);
-        tc.n_near    = pick(n_kvs);
-    // what a device in software does in a second
-    } while (tc.n_head_kv*tc.n_gqa*tc.n_tokens*tc.n_stream*(tc.n_far + tc.n_near)*(tc.n_embd_k + tc.n_embd_v) > 200e6);
+        tc.n_stream = 1 + rng() % 3;
+        tc.n_far    = pick(n_kvs);
+        tc.n_near   = pick(n_kvs);
+    } while (n_products() > 200e6 && tc.n_stream*(tc.n_far + tc.n_near) > 1024);
 
     // llama.cpp rounds the number of cells up to 256
     tc.n_far -= chance(20) ? 1 + rng() % 100 : 0;
 
-    const auto type = [&](int64_t n_embd) {
-        const ggml_type res = pick(types);
-        return n_embd % ggml_blck_size(res) == 0 ? res : GGML_TYPE_F16;
-    };
-
-    tc.type_k   = type(tc.n_embd_k);
-    tc.type_v   = chance(6) || tc.n_embd_v % ggml_blck_size(tc.type_k) != 0 ? type(tc.n_embd_v) : tc.type_k;
     tc.n_unused = chance(2) ? 256 : 0;
     tc.v_trans  = !ggml_is_quantized(tc.type_v) && chance(20);
     tc.sinks    = chance(3);
-    tc.softcap  = chance(3) ? 5.0f : 0.0f;
     tc.q_size   = chance(4) ? 8.0f : 1.0f;
     tc.runs     = chance(2);
     tc.p_live   = pick(p_lives);
@@ -322,23 +401,37 @@ static std::string reason(const test_case & tc, ggml_backend_dev_t dev) {
 }
 
 // the number of failures
-static int test_device(ggml_backend_dev_t dev, int n_cases, int only) {
+static int test_device(ggml_backend_dev_t dev, double seconds, int only) {
     const ggml_backend_ptr backend { ggml_backend_dev_init(dev, nullptr) };
 
-    std::mt19937 rng(1);
+    const int64_t t_end = ggml_time_us() + int64_t(1e6*seconds);
+
+    device_memory memory;
 
     std::map<std::string, int> refused;
 
+    int    n_kinds  = 0;
+    int    n_cases  = 0;
     int    n_run    = 0;
     int    n_failed = 0;
     double err_max  = 0.0;
 
-    for (int i = 0; i < n_cases; ++i) {
-        const test_case tc = random_case(rng);
-
+    for (int i = 0; i < N_KINDS*N_CASES; ++i) {
         if (only >= 0 && i != only) {
             continue;
         }
+        if (i % N_CASES == 0 || only >= 0) {
+            if (ggml_time_us() > t_end) {
+                break;
+            }
+            n_kinds++;
+        }
+        n_cases++;
+
+        std::mt19937 rng_kind(i/N_CASES);
+        std::mt19937 rng     (i);
+
+        const test_case tc = random_case(random_kind(i/N_CASES, rng_kind), rng);
 
         device_case dc(tc, dev, i);
         if (!dc.out) {
@@ -347,7 +440,7 @@ static int test_device(ggml_backend_dev_t dev, int n_cases, int only) {
         }
         n_run++;
 
-        const double err = check(tc, dc, compute(dc, backend.get()));
+        const double err = check(tc, dc, compute(dc, backend.get(), memory));
         if (!(err <= 1.0)) {
             n_failed++;
             fprintf(stderr, "case %d: error %.3g of what is allowed: %s\n", i, err, describe(tc).c_str());
@@ -355,8 +448,8 @@ static int test_device(ggml_backend_dev_t dev, int n_cases, int only) {
         err_max = std::max(err_max, err);
     }
 
-    printf("%s (%s): %d cases, %d failures, the largest error is %.2f of what is allowed; %d refused\n",
-            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), n_run, n_failed, err_max, n_cases - n_run);
+    printf("%s (%s): %d of %d kinds, %d cases, %d failures, the largest error is %.2f of what is allowed; %d refused\n",
+            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), n_kinds, N_KINDS, n_run, n_failed, err_max, n_cases - n_run);
     for (const auto & [what, n] : refused) {
         printf("    %d: %s\n", n, what.c_str());
     }
@@ -364,18 +457,20 @@ static int test_device(ggml_backend_dev_t dev, int n_cases, int only) {
 }
 
 int main(int argc, char ** argv) {
-    const int n_cases = argc > 1 ? atoi(argv[1]) : 150;
-    const int only    = argc > 2 ? atoi(argv[2]) : -1;
+    const double seconds = argc > 1 ? atof(argv[1]) : 120.0;
+    const int    only    = argc > 2 ? atoi(argv[2]) : -1;
 
     int n_devices = 0;
     int n_failed  = 0;
+
+    ggml_time_init();
 
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t dev = ggml_backend_dev_get(i);
 
         if (ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), LLAMA_SELF_EXTEND_ATTN_PROC)) {
             n_devices++;
-            n_failed += test_device(dev, n_cases, only);
+            n_failed += test_device(dev, seconds, only);
         }
     }
 

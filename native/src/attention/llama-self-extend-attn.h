@@ -33,6 +33,12 @@ enum llama_self_extend_attn_src {
 static_assert(LLAMA_SELF_EXTEND_N_SRC <= GGML_MAX_SRC, "too many sources for a node");
 
 // The result is F32 [n_embd_head_v, n_head, n_tokens] at the beginning of the node; what follows is work space.
+inline size_t llama_self_extend_attn_n_bytes_result(const ggml_tensor * node) {
+    const ggml_tensor * q = node->src[LLAMA_SELF_EXTEND_SRC_Q_FAR];
+    const ggml_tensor * v = node->src[LLAMA_SELF_EXTEND_SRC_V_FAR];
+
+    return v->ne[0]*q->ne[1]*q->ne[2]*sizeof(float);
+}
 
 // the cells that a token may see lie within these, far and near counted separately
 struct llama_self_extend_range {

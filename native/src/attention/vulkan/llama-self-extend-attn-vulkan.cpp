@@ -107,7 +107,7 @@ bool llama_self_extend_attn_vulkan_supports(ggml_backend_dev_t dev, const ggml_t
 static int64_t get_n_work(ggml_backend_dev_t dev, const ggml_tensor * node) {
     const int64_t n_bytes = get_n_bytes(dev, node);
 
-    return n_bytes < 0 ? -1 : n_bytes - n_bytes_result(node);
+    return n_bytes < 0 ? -1 : n_bytes - int64_t(llama_self_extend_attn_n_bytes_result(node));
 }
 
 void * llama_self_extend_attn_vulkan_proc(ggml_backend_reg_t reg, const char * name) {
@@ -316,7 +316,7 @@ static void dispatch_merge(ggml_backend_vk_context * ctx, vk_context & subctx, c
     const merge_constants constants = { n_embd_v, n_head, n_rows, parts[0].n_piece, parts[1].n_piece, sinks != nullptr };
 
     vk_subbuffer dst = ggml_vk_tensor_subbuffer(ctx, node);
-    dst.size = n_bytes_result(node);
+    dst.size = llama_self_extend_attn_n_bytes_result(node);
 
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,

@@ -122,19 +122,12 @@ static bool init_part(llama_self_extend_vk_part & part, const vk_device & device
     return fits(part.size_pieces()) && part.n_piece*std::max<uint64_t>(part.n_tokens(), part.n_row_blocks()) <= limits.maxComputeWorkGroupCount[0];
 }
 
-static int64_t n_bytes_result(const ggml_tensor * node) {
-    const ggml_tensor * q = node->src[LLAMA_SELF_EXTEND_SRC_Q_FAR];
-    const ggml_tensor * v = node->src[LLAMA_SELF_EXTEND_SRC_V_FAR];
-
-    return v->ne[0]*q->ne[1]*q->ne[2]*sizeof(float);
-}
-
 int64_t llama_self_extend_vk_init_parts(llama_self_extend_vk_part (& parts)[2], const vk_device & device, const ggml_tensor * node) {
     if (!init_part(parts[0], device, node, false) || !init_part(parts[1], device, node, true)) {
         return -1;
     }
 
-    uint64_t end = n_bytes_result(node);
+    uint64_t end = llama_self_extend_attn_n_bytes_result(node);
 
     // 256 is the most that Vulkan lets a device ask for
     const auto take = [&](uint64_t size) {
