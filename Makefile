@@ -132,7 +132,7 @@ TEST_LIMIT ?= 600
 # $(call test-device,BACKEND,CMAKE OPTIONS)
 define test-device
 	$(call build,$(1),llama test-attn-device,-D PYSELFEXTEND_BUILD_TESTS=ON $(2) $(CMAKE_ARGS))
-	$(VENV)/bin/ctest --test-dir build/$(1) --output-on-failure --no-tests=error -R '^test-attn-device$$'
+	$(VENV)/bin/ctest --test-dir build/$(1) --verbose --no-tests=error -R '^test-attn-device$$'
 	PYSELFEXTEND_LIB=build/$(1)/bin PYSELFEXTEND_DEVICE=$(1) $(PY) tests/one_by_one.py --limit $(TEST_LIMIT) tests/test_devices.py
 endef
 
