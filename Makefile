@@ -21,7 +21,7 @@ NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches nati
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 
-.PHONY: help setup demo test test-cpp test-arm test-sanitize test-cuda-host test-vulkan test-gpu bench-kernel count-kernel results check format wheel clean .cuda
+.PHONY: help setup demo test test-cpp test-arm test-sanitize test-vulkan test-gpu bench-kernel count-kernel results check format wheel clean .cuda
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -35,7 +35,10 @@ demo: setup ## ask a small model about a text that is longer than its trained wi
 test: setup test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
 	PYSELFEXTEND_HF_PYTHON=$(REFERENCE)/bin/python $(PY) -m pytest
 
-test-cpp: $(VENV)/.package ## run the C++ tests
+test-cpp: $(VENV)/.package ## run the C++ tests; what is compiled for them alone takes five minutes of a core the first time
+	@echo "Building the tests of CUDA's kernels on the host"
+	@$(VENV)/bin/cmake --build $(BUILD) --target test-cuda-host > $(BUILD)/test-cuda-host.log 2>&1 || \
+	    { grep -A 4 'error:' $(BUILD)/test-cuda-host.log || tail -n 20 $(BUILD)/test-cuda-host.log; exit 1; }
 	$(VENV)/bin/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 # The kernel and ggml alone, with a cross compiler and under emulation.
@@ -50,13 +53,6 @@ test-sanitize: $(VENV)/.tools ## run the tests of the attention kernel with the 
 	$(call test-kernel,sanitize,-D GGML_OPENMP=OFF \
 	    -D CMAKE_CXX_FLAGS="-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
 	    -D CMAKE_EXE_LINKER_FLAGS="-fsanitize=address$(,)undefined")
-
-# ggml's CUDA kernels as we launch them, compiled for the host. Each architecture takes kernels of its own.
-CUDA_HOST := $(addprefix test-cuda-host-,610 750 890)
-
-test-cuda-host: $(VENV)/.tools ## run the attention of CUDA devices on the host: a quarter of an hour to compile
-	$(call build,cuda-host,$(CUDA_HOST),-D PYSELFEXTEND_BUILD_TESTS=ON)
-	$(VENV)/bin/ctest --test-dir build/cuda-host -C cuda-host --output-on-failure --no-tests=error -R '^test-cuda-host'
 
 # Callgrind repeats to the instruction what clocks on a busy machine do not.
 count-kernel: $(VENV)/.tools ## count the instructions of the attention kernel and of ggml's own, with AVX2: 20 minutes

@@ -5,7 +5,6 @@
 #include "common.cuh"
 
 #include "attention/cuda/llama-self-extend-attn-cuda.h"
-#include "attention/cuda/mma.cuh"
 
 #include <ucontext.h>
 
@@ -18,8 +17,9 @@
 // Threads are fibers on stacks of their own. One runs until it waits, then the next of the block does, around and around. Their
 // contexts are made once; from then on they are switched with setjmp, which takes no system call.
 //
-// The last thread is the first to run: with heads of 64 ggml's quantize_q8_1_to_shared() stores with lanes that have nothing to
-// store where lanes before them store afterwards, which is right only if all lanes of a warp do one step after the other.
+// The last lane of a warp is the first to run: with heads of 64 ggml's quantize_q8_1_to_shared() stores with lanes that have nothing
+// to store where lanes before them store afterwards, which is right only if all lanes of a warp do one step after the other. Warps
+// run in either order, so that a barrier that is missing between them shows.
 //
 
 dim3 gridDim;
@@ -82,18 +82,26 @@ static int     current;
 static meeting block;
 static jmp_buf outside;
 
+static bool    is_last_warp_first;
+
 static const std::function<void()> * body;
 
-static void resume(int i) {
+[[noreturn]] static void resume(int i) {
     current   = i;
     threadIdx = threads[i]->idx;
     _longjmp(threads[i]->env, 1);
 }
 
-static void resume_next() {
+static int last_lane(int warp) {
+    return std::min(32*warp + 31, n_threads - 1);
+}
+
+[[noreturn]] static void resume_next() {
+    const int n_warps = warps.size();
+
     int i = current;
     do {
-        i = i == 0 ? n_threads - 1 : i - 1;
+        i = i % 32 > 0 ? i - 1 : last_lane((i/32 + (is_last_warp_first ? n_warps - 1 : 1)) % n_warps);
     } while (threads[i]->done);
     resume(i);
 }
@@ -165,14 +173,14 @@ static void finish() {
     n_idle = 0;
 
     if (_setjmp(threads[current]->env) == 0) {
-        if (--n_running > 0) {
-            resume_next();
+        if (--n_running == 0) {
+            _longjmp(outside, 1);
         }
-        _longjmp(outside, 1);
+        resume_next();
     }
 }
 
-static void fiber() {
+[[noreturn]] static void fiber() {
     for (;;) {
         (*body)();
         finish();
@@ -182,10 +190,11 @@ static void fiber() {
 // comes back when all threads have ended
 static void run_threads() {
     if (_setjmp(outside) == 0) {
-        resume(n_threads - 1);
+        resume(last_lane(is_last_warp_first ? warps.size() - 1 : 0));
     }
 }
 
+// what a context begins with: it goes back at once, and from then on is resumed for a block
 static void start_fiber() {
     if (_setjmp(threads.back()->env) == 0) {
         _longjmp(outside, 1);
@@ -359,7 +368,8 @@ void cuda_host_ptx_run(const char * text, void * const * regs) {
 static ggml_cuda_device_info info;
 static int                   n_blocks_resident;
 
-void cuda_host_set_device(int cc, int n_multiprocessors, int n_blocks) {
+void cuda_host_set_device(int cc, int n_multiprocessors, int n_blocks, bool last_warp_first) {
+    is_last_warp_first           = last_warp_first;
     info.device_count            = 1;
     info.devices[0].cc           = cc;
     info.devices[0].nsm          = n_multiprocessors;

@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
-// compute capability, multiprocessors, and blocks that each of them holds
-void cuda_host_set_device(int cc, int n_multiprocessors, int n_blocks);
+// compute capability, multiprocessors and blocks that each of them holds; the order in which the warps of a block run
+void cuda_host_set_device(int cc, int n_multiprocessors, int n_blocks, bool last_warp_first);
 
 enum cuda_host_kernel { CUDA_HOST_VEC, CUDA_HOST_TILE, CUDA_HOST_MMA, CUDA_HOST_N_KERNELS };
 

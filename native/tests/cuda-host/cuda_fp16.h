@@ -39,7 +39,6 @@ struct alignas(4) nv_bfloat162 {
 
 inline half2 operator*(half2 a, half2 b) { return { half(float(a.x)*float(b.x)), half(float(a.y)*float(b.y)) }; }
 inline half2 operator+(half2 a, half2 b) { return { half(float(a.x)+float(b.x)), half(float(a.y)+float(b.y)) }; }
-inline half2 operator-(half2 a, half2 b) { return { half(float(a.x)-float(b.x)), half(float(a.y)-float(b.y)) }; }
 
 inline half2 & operator*=(half2 & a, half2 b) { return a = a*b; }
 inline half2 & operator+=(half2 & a, half2 b) { return a = a + b; }
@@ -52,9 +51,7 @@ inline float __low2float (half2 a) { return a.x; }
 inline float __high2float(half2 a) { return a.y; }
 inline half2 make_half2(float x, float y) { return { x, y }; }
 inline half2 __half2half2(half a) { return { a, a }; }
-inline half2 __halves2half2(half a, half b) { return { a, b }; }
 inline half2 __float22half2_rn(float2 a) { return { a.x, a.y }; }
-inline half2 __floats2half2_rn(float x, float y) { return { x, y }; }
 inline half2 __hadd2(half2 a, half2 b) { return a + b; }
 inline half2 __hmul2(half2 a, half2 b) { return a*b; }
 inline half  __hmax(half a, half b) { return fmaxf(a, b); }

@@ -182,8 +182,6 @@ int cuda_host_bytes(int a, int b, Op op) {
 }
 
 inline int __vsub4  (int a, int b) { return cuda_host_bytes(a, b, [](int x, int y) { return x - y; }); }
-inline int __vsubss4(int a, int b) { return cuda_host_bytes(a, b, [](int x, int y) { return x - y < -128 ? -128 : x - y > 127 ? 127 : x - y; }); }
-inline int __vcmpeq4(int a, int b) { return cuda_host_bytes(a, b, [](int x, int y) { return x == y ? 255 : 0; }); }
 inline int __vcmpne4(int a, int b) { return cuda_host_bytes(a, b, [](int x, int y) { return x != y ? 255 : 0; }); }
 
 inline int __dp4a(int a, int b, int c) {
