@@ -458,7 +458,7 @@ static int test_device(ggml_backend_dev_t dev, double seconds, int only) {
 }
 
 int main(int argc, char ** argv) {
-    const double seconds = argc > 1 ? atof(argv[1]) : 120.0;
+    const double seconds = argc > 1 ? atof(argv[1]) : 30.0;
     const int    only    = argc > 2 ? atoi(argv[2]) : -1;
 
     int n_devices = 0;
