@@ -242,7 +242,7 @@ struct launch {
             v[p] = view_of(&parts[p]->v, kernel.need_f16_v, work, ctx.stream());
         }
 
-GGML_ASSERT(work == begin || work <= (const char *) node->data + ggml_nbytes(node));
+        GGML_ASSERT(work == begin || work <= (const char *) node->data + ggml_nbytes(node));
     }
 
     float scale() const {
