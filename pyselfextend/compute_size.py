@@ -4,8 +4,8 @@
 until the last layer has used them; beside them either a layer's attention, its feed-forward network, or the logits:
 
 - *fused*: the activations. On the CPU, where tiles are few, partial results besides (``n_pieces_max`` in
-  ``llama-self-extend-attn-cpu.cpp``); on another device a copy in F16 of the K and V of one layer that have another
-  type, of both parts (``llama_self_extend_cuda_n_work``).
+  ``llama-self-extend-attn-cpu.cpp``); on another device the partial results of both parts, which CUDA takes from its
+  pool, and a copy in F16 of the K and V of one layer that have another type (``llama_self_extend_cuda_n_work``).
 - *composed*: the scores of a layer in F32 twice, of each part and side by side (``build_attn_composed``), and V copied
   transposed if flash attention is on, in F32 and once more if it is quantized. On a device that is not the CPU a copy
   of a quantized K in F32 is counted too, which only some make (Vulkan).
@@ -15,8 +15,8 @@ until the last layer has used them; beside them either a layer's attention, its 
 Checked against what the engine reports (``llama_self_extend_get_memory``) on the CPU and on ggml's RPC device, for all
 tiny models of the tests, SmolLM2 135M and Gemma 3 270M, both ways and the plain model, several lengths, batches and
 types of cache, flash attention on and off (``tests/test_compute_size.py``): never below that, for the real models at
-most a third above it. The copies of a fused device are CUDA's, and were not measured. What backends allocate for
-themselves while they compute, as CUDA's pool, is in no buffer of llama.cpp's and not counted.
+most a third above it. What a fused device takes is CUDA's, and was not measured. What else backends allocate for
+themselves while they compute is in no buffer of llama.cpp's and not counted.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class _Sizes:
         cache = self.cache
         if not self.is_cpu:
             rows = (k if cache.type_k != "F16" else 0) + (v if cache.type_v != "F16" else 0)
-            return F16 * rows * self.cells(layer)
+            partial = 2 * F32 * (layer.n_embd_head_v + 2) * layer.n_head * self.n_ubatch  # of each part
+            return F16 * rows * self.cells(layer) + partial
         n_gqa = max(1, layer.n_head // layer.n_head_kv)
         n_tiles = 1
         if self.n_ubatch * n_gqa >= N_ROWS_FEW:

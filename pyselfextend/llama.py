@@ -56,8 +56,9 @@ class Llama(llama_cpp.Llama):
         ga_w: neighbour window in tokens, at least 0 and below the trained context. None: an eighth of the trained
             context.
         **kwargs: those of ``llama_cpp.Llama``. ``n_ctx`` may go up to the reach of the pair,
-            ``pyselfextend.positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)`` tokens. ``flash_attn`` is on unless it is
-            given, where ``ga_n`` is above 1 and layers lie on a device that then computes attention in one kernel.
+            ``pyselfextend.positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)`` tokens.
+            Unless it is given, ``flash_attn`` is on where ``ga_n`` is above 1 and layers lie on a device that then
+            computes their attention in one kernel.
 
     Raises:
         SettingError: a ``ValueError``: a value is not allowed, the pair does not reach ``n_ctx`` on this model (the
@@ -88,9 +89,18 @@ class Llama(llama_cpp.Llama):
             if kwargs.get(name) not in (None, *CACHE_TYPES):
                 allowed = ", ".join(f"{value} ({label})" for value, label in CACHE_TYPES.items())
                 raise SettingError(f"{name} is {kwargs[name]!r}; it must be None or one of {allowed}")
-        # llama_cpp's default is off, and a device fuses only with it: V is cached transposed without
-        if kwargs.get("n_gpu_layers", 0) != 0 and _library.device_is_fused():
-            kwargs.setdefault("flash_attn", True)
+        # llama_cpp's default is off, and a device fuses only with flash attention: V is cached transposed without
+        if "flash_attn" in kwargs or kwargs.get("n_gpu_layers", 0) == 0 or not _library.device_is_fused():
+            self._create_extended(model_path, **kwargs)
+            return
+        self._create_extended(model_path, **kwargs, flash_attn=True)
+        info = _library.get_info(self._ctx.ctx)
+        if info is not None and any(each.way == "composed" and each.device != "CPU" for each in info.attention):
+            # this model's heads or cache are not what the device fuses, and then it is better off without
+            super().close()
+            self._create_extended(model_path, **kwargs)
+
+    def _create_extended(self, model_path: str, **kwargs: Any) -> None:
         if not _library.set_next(self._config.ga_n, self._config.ga_w, _attn()):
             raise SettingError(_library.last_error())
         try:

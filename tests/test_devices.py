@@ -149,10 +149,13 @@ def test_rounded_caches(device: Device, type_k: str, type_v: str, flash: str) ->
     """Mean KL at most 1.2 times that of the plain rule on the same device."""
     job = Job(type_k=type_k, type_v=type_v, flash=flash, threads=1)
     jobs = [replace(job, ga_n=ga_n, ga_w=ga_w, attn=attn) for attn in device.ways(flash) for ga_n, ga_w in PAIRS]
-    plain, *results = device.run([job, *jobs])
-    yardstick = kl_divergence(device.exact((1, 0)), plain.logits).mean()
-    for job, result in zip(jobs, results, strict=True):
+    # stock operators round as those of plain attention without flash do, which there is not with a quantized V
+    operators = replace(job, flash="off" if type_v in ("f16", "bf16") else flash)
+    plain = device.run([job, operators])
+    yardsticks = [kl_divergence(device.exact((1, 0)), each.logits).mean() for each in plain]
+    for job, result in zip(jobs, device.run(jobs), strict=True):
         check_way(result.info, flash, job.attn)
+        yardstick = yardsticks[0 if result.info["n_layer_fused"] > 0 else 1]
         assert kl_divergence(device.exact((job.ga_n, job.ga_w)), result.logits).mean() <= 1.2 * yardstick, job
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import pickle
@@ -203,6 +204,24 @@ def test_flash_attention_is_on_where_a_device_fuses_with_it(
     for ga_n in (4, 1):
         flash = open_tiny(ga_n=ga_n, **given).context_params.flash_attn_type
         assert (flash == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED) == (expected and ga_n > 1)
+
+
+def test_flash_attention_is_off_where_it_does_not_help(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that fuses, but not this model's layers: as if there was none."""
+    from pyselfextend.llama import _library
+
+    get_info = _library.get_info
+
+    def composed(ctx: Any) -> SelfExtendInfo | None:
+        info = get_info(ctx)
+        assert info is not None
+        return dataclasses.replace(info, attention=(Attention("composed", "GPU0", (0, 1)),))
+
+    monkeypatch.setattr("pyselfextend.llama._library.device_is_fused", lambda: True)
+    monkeypatch.setattr("pyselfextend.llama._library.get_info", composed)
+    llm = open_tiny(ga_n=4, n_gpu_layers=-1)
+    assert llm.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    assert llm.create_completion("a", max_tokens=2)["choices"]
 
 
 def test_a_bad_way_of_computing(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@
 
 #include "ggml-cpp.h"
 
+#include <algorithm>
+
 ggml_backend_dev_t llama_self_extend_dev_of(const llama_kv_cache & kv, int32_t il) {
     const auto buft = ggml_backend_buffer_get_type(kv.get_k_storage(il)->buffer);
 
@@ -69,8 +71,8 @@ llama_self_extend_way llama_self_extend_find_way(
         return LLAMA_SELF_EXTEND_WAY_CPU;
     }
 
-    // few tokens have kernels of their own
-    for (int64_t n_tps : { 1u, 2u, cparams.n_ubatch }) {
+    // few tokens have kernels of their own; the tokens of a ubatch are shared by the streams
+    for (int64_t n_tps : { 1u, 2u, std::max(1u, cparams.n_ubatch/kv_far.get_n_stream()) }) {
         if (!can_compute(dev, kv_far, kv_near, hparams, il, n_tps)) {
             return LLAMA_SELF_EXTEND_WAY_COMPOSED;
         }

@@ -10,18 +10,26 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <map>
 #include <mutex>
-#include <random>
+#include <optional>
 #include <tuple>
 #include <vector>
 
 namespace {
 
-constexpr int64_t N_FAR  = 512; // cells, of each part
-constexpr int64_t N_NEAR = 256;
+constexpr int64_t N_NEAR = 256; // cells
 constexpr int64_t GA_W   = 100;
-constexpr int64_t DEPTH  = 400; // of the first token
+
+// backends choose other kernels for other sizes
+struct size {
+    int64_t n_tps; // tokens of a stream
+    int64_t n_stream;
+    int64_t n_far; // cells
+
+    int64_t n_tokens() const { return n_tps*n_stream; }
+};
 
 // Of the root mean square of what the CPU computes. Devices sum in F16 here and there, and round queries to eight bits where
 // keys are quantized: that makes a hundredth. A wrong cell or weight makes about as much as there is.
@@ -35,23 +43,23 @@ struct problem {
     ggml_tensor * src[LLAMA_SELF_EXTEND_N_SRC];
     ggml_tensor * out = nullptr;
 
-    problem(const llama_self_extend_attn_shape & shape, int64_t n_tokens) {
+    problem(const llama_self_extend_attn_shape & shape, const size & sz) {
         const auto q = [&]() {
-            return ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, shape.n_embd_k, shape.n_head, n_tokens);
+            return ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, shape.n_embd_k, shape.n_head, sz.n_tokens());
         };
         // as llama_kv_cache has them
         const auto cache = [&](ggml_type type, int64_t n_embd, int64_t n_cells) {
-            return ggml_new_tensor_3d(ctx.get(), type, n_embd, shape.n_head_kv, n_cells);
+            return ggml_new_tensor_4d(ctx.get(), type, n_embd, shape.n_head_kv, n_cells, sz.n_stream);
         };
 
         src[LLAMA_SELF_EXTEND_SRC_Q_FAR ] = q();
-        src[LLAMA_SELF_EXTEND_SRC_K_FAR ] = cache(shape.type_k, shape.n_embd_k, N_FAR);
-        src[LLAMA_SELF_EXTEND_SRC_V_FAR ] = cache(shape.type_v, shape.n_embd_v, N_FAR);
+        src[LLAMA_SELF_EXTEND_SRC_K_FAR ] = cache(shape.type_k, shape.n_embd_k, sz.n_far);
+        src[LLAMA_SELF_EXTEND_SRC_V_FAR ] = cache(shape.type_v, shape.n_embd_v, sz.n_far);
         src[LLAMA_SELF_EXTEND_SRC_Q_NEAR] = q();
         src[LLAMA_SELF_EXTEND_SRC_K_NEAR] = cache(shape.type_k, shape.n_embd_k, N_NEAR);
         src[LLAMA_SELF_EXTEND_SRC_V_NEAR] = cache(shape.type_v, shape.n_embd_v, N_NEAR);
-        src[LLAMA_SELF_EXTEND_SRC_MASK  ] = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, N_FAR + N_NEAR, n_tokens);
-        src[LLAMA_SELF_EXTEND_SRC_AUX_0 ] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*n_tokens + 2);
+        src[LLAMA_SELF_EXTEND_SRC_MASK  ] = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, sz.n_far + N_NEAR, sz.n_tps, 1, sz.n_stream);
+        src[LLAMA_SELF_EXTEND_SRC_AUX_0 ] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*sz.n_tokens() + 2*sz.n_stream);
         src[LLAMA_SELF_EXTEND_SRC_AUX_1 ] = nullptr;
         src[LLAMA_SELF_EXTEND_SRC_SINKS ] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, shape.n_head);
     }
@@ -86,15 +94,18 @@ struct problem {
     }
 };
 
-std::vector<llama_self_extend_range> make_ranges(int64_t n_tokens) {
-    std::vector<llama_self_extend_range> res(n_tokens);
+// the last tokens that fit into the far part
+std::vector<llama_self_extend_range> make_ranges(const size & sz) {
+    std::vector<llama_self_extend_range> res(sz.n_tokens());
 
-    for (int64_t t = 0; t < n_tokens; ++t) {
-        auto & range = res[t];
+    for (int64_t i = 0; i < sz.n_tokens(); ++i) {
+        const int64_t t = i % sz.n_tps;
+
+        auto & range = res[i];
 
         range = {};
 
-        range.far_end    = DEPTH + t - GA_W + 1;
+        range.far_end    = sz.n_far - sz.n_tps + t + 1;
         range.near_begin = t;
         range.near_end   = t + GA_W;
         range.far_dense  = 1;
@@ -104,15 +115,27 @@ std::vector<llama_self_extend_range> make_ranges(int64_t n_tokens) {
     return res;
 }
 
+// Numbers between -1.7 and 1.7: of variance 1, and drawn quickly, as there are millions.
+class random_numbers {
+public:
+    float operator()() {
+        state = state*6364136223846793005ull + 1442695040888963407ull;
+
+        return 3.4f*(float(state >> 40)/float(1 << 24) - 0.5f);
+    }
+
+private:
+    uint64_t state = 1;
+};
+
 template <typename T>
 std::vector<char> bytes_of(const std::vector<T> & values) {
     return { (const char *) values.data(), (const char *) (values.data() + values.size()) };
 }
 
 // what the sources hold, by their places; the same for the same shape
-std::vector<std::vector<char>> make_data(const problem & pr, const std::vector<llama_self_extend_range> & ranges) {
-    std::mt19937 rng(1);
-    std::normal_distribution<float> normal;
+std::vector<std::vector<char>> make_data(const problem & pr, const size & sz, const std::vector<llama_self_extend_range> & ranges) {
+    random_numbers random;
 
     std::vector<std::vector<char>> res(LLAMA_SELF_EXTEND_N_SRC);
 
@@ -124,25 +147,26 @@ std::vector<std::vector<char>> make_data(const problem & pr, const std::vector<l
         }
 
         std::vector<float> values(ggml_nelements(t));
-        std::generate(values.begin(), values.end(), [&]() { return normal(rng); });
+        std::generate(values.begin(), values.end(), [&]() { return random(); });
 
         res[i].resize(ggml_nbytes(t));
         ggml_get_type_traits_cpu(t->type)->from_float(values.data(), res[i].data(), values.size());
     }
 
-    const int64_t n_mask = N_FAR + N_NEAR;
+    const int64_t n_mask = sz.n_far + N_NEAR;
 
     std::vector<ggml_fp16_t> mask(n_mask*ranges.size(), ggml_fp32_to_fp16(-INFINITY));
     for (size_t t = 0; t < ranges.size(); ++t) {
         auto row = mask.begin() + t*n_mask;
 
         std::fill(row, row + ranges[t].far_end, ggml_fp32_to_fp16(0.0f));
-        std::fill(row + N_FAR + ranges[t].near_begin, row + N_FAR + ranges[t].near_end, ggml_fp32_to_fp16(0.0f));
+        std::fill(row + sz.n_far + ranges[t].near_begin, row + sz.n_far + ranges[t].near_end, ggml_fp32_to_fp16(0.0f));
     }
     res[LLAMA_SELF_EXTEND_SRC_MASK] = bytes_of(mask);
 
-    // both parts are seen up to their second half
-    const std::vector<int32_t> ends = { int32_t(N_FAR), int32_t(N_NEAR) };
+    // both parts are seen up to their last cells, in whole blocks
+    std::vector<int32_t> ends(2*sz.n_stream, N_NEAR);
+    std::fill_n(ends.begin(), sz.n_stream, sz.n_far);
 
     auto & bounds = res[LLAMA_SELF_EXTEND_SRC_AUX_0];
 
@@ -154,13 +178,14 @@ std::vector<std::vector<char>> make_data(const problem & pr, const std::vector<l
     return res;
 }
 
-bool check(ggml_backend_dev_t dev, const llama_self_extend_attn_shape & shape, int64_t n_tokens) {
-    const auto ranges = make_ranges(n_tokens);
+// nothing if the device does not get to a result: it may the next time
+std::optional<bool> check(ggml_backend_dev_t dev, const llama_self_extend_attn_shape & shape, const size & sz) {
+    const auto ranges = make_ranges(sz);
 
-    problem on_cpu   (shape, n_tokens);
-    problem on_device(shape, n_tokens);
+    problem on_cpu   (shape, sz);
+    problem on_device(shape, sz);
 
-    const auto  data  = make_data(on_cpu, ranges);
+    const auto  data  = make_data(on_cpu, sz, ranges);
     const float scale = 1.0f/std::sqrt(float(shape.n_embd_k));
 
     llama_self_extend_attn_params params;
@@ -178,9 +203,7 @@ bool check(ggml_backend_dev_t dev, const llama_self_extend_attn_shape & shape, i
     std::vector<float> result;
 
     if (!cpu || !device || !on_cpu.compute(cpu.get(), data, expected) || !on_device.compute(device.get(), data, result)) {
-        LLAMA_LOG_WARN("self_extend: device '%s' does not compute the fused attention; it is composed of stock operators there\n",
-                ggml_backend_dev_name(dev));
-        return false;
+        return std::nullopt;
     }
 
     double sum_err = 0.0;
@@ -193,10 +216,27 @@ bool check(ggml_backend_dev_t dev, const llama_self_extend_attn_shape & shape, i
     const double error = std::sqrt(sum_err/sum);
 
     if (!(error <= MAX_ERROR)) { // also if it is not a number
-        LLAMA_LOG_WARN("self_extend: device '%s' computes the fused attention of %d tokens wrongly (heads of %d, %d by %d, %s/%s: "
-                "the error is %.3g of the result); it is composed of stock operators there\n", ggml_backend_dev_name(dev), int(n_tokens),
+        LLAMA_LOG_WARN("self_extend: device '%s' computes the fused attention wrongly (%d tokens, %d streams, %d cells, heads of %d, %d by %d, "
+                "%s/%s: the error is %.3g of the result)\n", ggml_backend_dev_name(dev), int(sz.n_tps), int(sz.n_stream), int(sz.n_far),
                 int(shape.n_embd_k), int(shape.n_head), int(shape.n_head_kv), ggml_type_name(shape.type_k), ggml_type_name(shape.type_v), error);
         return false;
+    }
+
+    return true;
+}
+
+std::optional<bool> check_all(ggml_backend_dev_t dev, const llama_self_extend_attn_shape & shape) {
+    // one token, two, a prompt, streams; and many query heads to a KV head have another kernel for one token from some length on
+    std::vector<size> sizes = { { 1, 1, 512 }, { 2, 1, 512 }, { 96, 1, 2048 }, { 3, 2, 512 } };
+    if (shape.n_head > 4*shape.n_head_kv) {
+        sizes.push_back({ 1, 1, 8192 });
+    }
+
+    for (const auto & sz : sizes) {
+        const auto res = check(dev, shape, sz);
+        if (!res || !*res) {
+            return res;
+        }
     }
 
     return true;
@@ -213,10 +253,24 @@ bool llama_self_extend_attn_check(ggml_backend_dev_t dev, const llama_self_exten
     const auto key = std::make_tuple(dev, shape.n_embd_k, shape.n_embd_v, shape.n_head, shape.n_head_kv,
             int(shape.type_k), int(shape.type_v), shape.logit_softcap);
 
-    const auto [it, is_new] = answers.emplace(key, false);
+    if (const auto it = answers.find(key); it != answers.end()) {
+        return it->second;
+    }
 
-    // few tokens have kernels of their own
-    it->second = is_new ? check(dev, shape, 1) && check(dev, shape, 2) && check(dev, shape, 40) : it->second;
+    std::optional<bool> res;
+    try {
+        res = check_all(dev, shape);
+    } catch (const std::exception & e) { // of Vulkan
+        LLAMA_LOG_WARN("self_extend: %s\n", e.what());
+    }
 
-    return it->second;
+    if (res) {
+        answers.emplace(key, *res);
+    }
+    if (!res || !*res) {
+        LLAMA_LOG_WARN("self_extend: device '%s' %s the fused attention; it is composed of stock operators there\n",
+                ggml_backend_dev_name(dev), res ? "miscomputes" : "could not compute");
+    }
+
+    return res && *res;
 }

@@ -8,15 +8,25 @@ static bool is_quantized(ggml_type type) {
     return type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16;
 }
 
-// Number of pieces of equal length, all of whole blocks: at least as many as are wanted, and two. 0 if there are none.
+// Number of pieces of equal length, all of whole blocks: about as many as are wanted, and at least two. 0 if there are none.
 static uint32_t get_n_piece(uint32_t n_blocks, uint32_t n_wanted) {
-    // too many cost little, too few leave cores idle
-    for (uint32_t n = std::max(2u, n_wanted); n < n_blocks; ++n) {
-        if (n_blocks % n == 0) {
-            return n;
+    n_wanted = std::max(2u, n_wanted);
+
+    uint32_t res = 0;
+    for (uint32_t n = 2; n <= n_blocks; ++n) {
+        if (n_blocks % n != 0) {
+            continue;
+        }
+        // more than twice as many would be far too many, where the number of blocks has a large prime factor
+        if (n <= 2*n_wanted || res == 0) {
+            res = n;
+        }
+        if (n >= n_wanted) {
+            break;
         }
     }
-    return n_blocks < 2 ? 0 : n_blocks;
+
+    return res;
 }
 
 // can the shader step through it? strides are handed over in elements, blocks or four F32, and rows are read four at a time
@@ -34,10 +44,10 @@ static bool is_dense(const ggml_tensor * t) {
 }
 
 // as ggml_vk_flash_attn() chooses, or false if the shaders cannot compute it
-static bool init_part(llama_self_extend_vk_part & part, const vk_device & device, const ggml_tensor * node, bool near) {
+static bool init_part(llama_self_extend_vk_part & part, const vk_device & device, const ggml_tensor * node, bool is_near) {
     const auto & limits = device->properties.limits;
 
-    const ggml_tensor * const * src = node->src + (near ? LLAMA_SELF_EXTEND_SRC_Q_NEAR : LLAMA_SELF_EXTEND_SRC_Q_FAR);
+    const ggml_tensor * const * src = node->src + (is_near ? LLAMA_SELF_EXTEND_SRC_Q_NEAR : LLAMA_SELF_EXTEND_SRC_Q_FAR);
 
     const ggml_tensor * q    = src[0];
     const ggml_tensor * k    = src[1];
@@ -50,7 +60,7 @@ static bool init_part(llama_self_extend_vk_part & part, const vk_device & device
     part.k          = k;
     part.v          = v;
     part.mask       = mask;
-    part.mask_begin = near ? mask->ne[0] - k->ne[2] : 0;
+    part.mask_begin = is_near ? mask->ne[0] - k->ne[2] : 0;
     part.type_k     = k->type;
     part.type_v     = v->type;
     part.n_heads    = 1;
