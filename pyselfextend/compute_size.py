@@ -15,7 +15,8 @@ until the last layer has used them; beside them either a layer's attention, its 
 Checked against what the engine reports (``llama_self_extend_get_memory``) on the CPU and on ggml's RPC device, for all
 tiny models of the tests, SmolLM2 135M and Gemma 3 270M, both ways and the plain model, several lengths, batches and
 types of cache, flash attention on and off (``tests/test_compute_size.py``): never below that, for the real models at
-most a third above it. What a fused device takes is CUDA's, and was not measured. What else backends allocate for
+most a third above it. What a fused device takes is CUDA's, and was not measured; Vulkan cuts small problems into
+more pieces, a few MiB that are not counted. What else backends allocate for
 themselves while they compute is in no buffer of llama.cpp's and not counted.
 """
 

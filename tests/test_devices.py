@@ -263,7 +263,8 @@ def test_what_lies_where(engine_lib: Path, rpc: str, tiny_models: dict[str, Path
             (way,) = [way for way in memory.ways if {way.way} == ways]
             weights, cache, compute = result.info["memory"][device]
             assert (weights, cache) == (plan.offload.bytes_weights, memory.bytes_cache_device)
-            assert compute <= way.bytes_compute < 1.8 * compute
+            if way.way == "composed":  # fused, small problems are cut into as many pieces as the device has cores
+                assert compute <= way.bytes_compute < 1.8 * compute
             weights, cache, compute = result.info["memory"]["CPU"]
             assert plan.offload.bytes_weights_rest - 1024 <= weights <= plan.model.bytes_weights
             assert cache == memory.cache.n_bytes - memory.bytes_cache_device
