@@ -15,8 +15,13 @@
 // interface: what is in force, and what the library is; params/ has what sets the parameters
 //
 
+// nullptr: the context is not extended, or there is none
+static const llama_kv_cache_self_extend * kv_of(const llama_context * ctx) {
+    return ctx ? dynamic_cast<const llama_kv_cache_self_extend *>(llama_get_memory(ctx)) : nullptr;
+}
+
 bool llama_self_extend_get_info(const llama_context * ctx, llama_self_extend_info * info) {
-    const auto * kv = ctx ? dynamic_cast<const llama_kv_cache_self_extend *>(llama_get_memory(ctx)) : nullptr;
+    const auto * kv = kv_of(ctx);
 
     *info = kv ? kv->get_info() : llama_self_extend_info {};
 
@@ -24,7 +29,7 @@ bool llama_self_extend_get_info(const llama_context * ctx, llama_self_extend_inf
 }
 
 bool llama_self_extend_get_layer(const llama_context * ctx, int32_t il, llama_self_extend_layer * layer) {
-    const auto * kv = ctx ? dynamic_cast<const llama_kv_cache_self_extend *>(llama_get_memory(ctx)) : nullptr;
+    const auto * kv = kv_of(ctx);
 
     *layer = {};
 

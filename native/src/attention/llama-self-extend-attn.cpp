@@ -2,6 +2,29 @@
 
 #include <algorithm>
 
+ggml_tensor * llama_self_extend_attn_new_bounds(ggml_context * ctx, int64_t n_tokens, int64_t n_stream) {
+    return ggml_new_tensor_1d(ctx, GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*n_tokens + 2*n_stream);
+}
+
+std::vector<int32_t> llama_self_extend_attn_bounds(const std::vector<llama_self_extend_range> & ranges, int64_t n_stream) {
+    const size_t n_ranges = ranges.size()*LLAMA_SELF_EXTEND_N_RANGE;
+    const size_t n_tps    = ranges.size()/n_stream;
+
+    std::vector<int32_t> res(n_ranges + 2*n_stream, 0);
+
+    memcpy(res.data(), ranges.data(), n_ranges*sizeof(int32_t));
+
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        int32_t & far  = res[n_ranges + i/n_tps];
+        int32_t & near = res[n_ranges + i/n_tps + n_stream];
+
+        far  = std::max(far,  GGML_PAD(ranges[i].far_end,  LLAMA_SELF_EXTEND_PAD_END));
+        near = std::max(near, GGML_PAD(ranges[i].near_end, LLAMA_SELF_EXTEND_PAD_END));
+    }
+
+    return res;
+}
+
 ggml_tensor * llama_self_extend_attn_new_node(
         ggml_context       * ctx,
         ggml_tensor * const  src[LLAMA_SELF_EXTEND_N_SRC],

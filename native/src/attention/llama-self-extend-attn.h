@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 //
 // the fused attention as a node of a graph: one softmax over a far and a near set of (Q, K, V)
@@ -112,6 +113,10 @@ llama_self_extend_attn_n_work_t llama_self_extend_attn_get_n_work(ggml_backend_d
 //
 // building it
 //
+
+// the ranges as a tensor, and what it holds: each stream has the same number of tokens
+ggml_tensor *        llama_self_extend_attn_new_bounds(ggml_context * ctx, int64_t n_tokens, int64_t n_stream);
+std::vector<int32_t> llama_self_extend_attn_bounds(const std::vector<llama_self_extend_range> & ranges, int64_t n_stream);
 
 // For the CPU: see cpu/llama-self-extend-attn-cpu.h. For another device, with all sources as above:
 // returns F32 [n_embd_head_v, n_head, n_tokens], a view of the node; nullptr if the device cannot compute it

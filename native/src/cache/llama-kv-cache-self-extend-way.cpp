@@ -46,7 +46,7 @@ static bool can_compute(
         q(), k_far,  far .get_v(ctx0, il),
         q(), k_near, near.get_v(ctx0, il),
         ggml_new_tensor_4d(ctx0, GGML_TYPE_F16, k_far->ne[2] + k_near->ne[2], n_tps, 1, n_stream),
-        ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*n_tokens + 2*n_stream),
+        llama_self_extend_attn_new_bounds(ctx0, n_tokens, n_stream),
         nullptr,
         ggml_new_tensor_1d(ctx0, GGML_TYPE_F32, n_head),
     };

@@ -320,7 +320,7 @@ llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context
     // the masks of both parts side by side: the composed way needs them in one row
     mask = input(ggml_new_tensor_4d(ctx0, GGML_TYPE_F16, n_far + n_near, n_tokens/n_stream, 1, n_stream), "self_extend_mask");
 
-    bounds = input(ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*n_tokens + 2*n_stream), "self_extend_bounds");
+    bounds = input(llama_self_extend_attn_new_bounds(ctx0, n_tokens, n_stream), "self_extend_bounds");
 
     ranges.resize(n_tokens);
 }
@@ -365,25 +365,6 @@ static void get_cell_pos(std::vector<llama_pos> & dst, const llama_kv_cache & kv
     for (uint32_t j = 0; j < n_kv; ++j) {
         dst[j] = !cells.is_empty(j) && cells.seq_has(j, seq_id) ? cells.pos_get(j) : none;
     }
-}
-
-// the ranges, and for each stream where what its tokens see ends
-static void set_bounds(ggml_tensor * dst, const std::vector<llama_self_extend_range> & ranges, int64_t n_stream) {
-    const size_t n_tps = ranges.size()/n_stream;
-
-    std::vector<int32_t> ends(2*n_stream, 0);
-    for (size_t i = 0; i < ranges.size(); ++i) {
-        int32_t & far  = ends[i/n_tps];
-        int32_t & near = ends[i/n_tps + n_stream];
-
-        far  = std::max(far,  GGML_PAD(ranges[i].far_end,  LLAMA_SELF_EXTEND_PAD_END));
-        near = std::max(near, GGML_PAD(ranges[i].near_end, LLAMA_SELF_EXTEND_PAD_END));
-    }
-
-    const size_t n_bytes = ranges.size()*sizeof(ranges[0]);
-
-    ggml_backend_tensor_set(dst, ranges.data(), 0,       n_bytes);
-    ggml_backend_tensor_set(dst, ends  .data(), n_bytes, ends.size()*sizeof(ends[0]));
 }
 
 void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
@@ -441,7 +422,9 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
     }
 
     if (bounds->buffer) {
-        set_bounds(bounds, ranges, mask->ne[3]);
+        const auto data = llama_self_extend_attn_bounds(ranges, mask->ne[3]);
+
+        ggml_backend_tensor_set(bounds, data.data(), 0, ggml_nbytes(bounds));
     }
 
     llama_self_extend_rope_set_pos(pos_q, frames_q.data(), frames_q.size());

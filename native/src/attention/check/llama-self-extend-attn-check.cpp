@@ -59,7 +59,7 @@ struct problem {
         src[LLAMA_SELF_EXTEND_SRC_K_NEAR] = cache(shape.type_k, shape.n_embd_k, N_NEAR);
         src[LLAMA_SELF_EXTEND_SRC_V_NEAR] = cache(shape.type_v, shape.n_embd_v, N_NEAR);
         src[LLAMA_SELF_EXTEND_SRC_MASK  ] = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, sz.n_far + N_NEAR, sz.n_tps, 1, sz.n_stream);
-        src[LLAMA_SELF_EXTEND_SRC_AUX_0 ] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, LLAMA_SELF_EXTEND_N_RANGE*sz.n_tokens() + 2*sz.n_stream);
+        src[LLAMA_SELF_EXTEND_SRC_AUX_0 ] = llama_self_extend_attn_new_bounds(ctx.get(), sz.n_tokens(), sz.n_stream);
         src[LLAMA_SELF_EXTEND_SRC_AUX_1 ] = nullptr;
         src[LLAMA_SELF_EXTEND_SRC_SINKS ] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, shape.n_head);
     }
@@ -164,16 +164,7 @@ std::vector<std::vector<char>> make_data(const problem & pr, const size & sz, co
     }
     res[LLAMA_SELF_EXTEND_SRC_MASK] = bytes_of(mask);
 
-    // both parts are seen up to their last cells, in whole blocks
-    std::vector<int32_t> ends(2*sz.n_stream, N_NEAR);
-    std::fill_n(ends.begin(), sz.n_stream, sz.n_far);
-
-    auto & bounds = res[LLAMA_SELF_EXTEND_SRC_AUX_0];
-
-    bounds = bytes_of(ranges);
-    for (char c : bytes_of(ends)) {
-        bounds.push_back(c);
-    }
+    res[LLAMA_SELF_EXTEND_SRC_AUX_0] = bytes_of(llama_self_extend_attn_bounds(ranges, sz.n_stream));
 
     return res;
 }
