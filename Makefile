@@ -67,7 +67,8 @@ bench-kernel: $(VENV)/.package ## time the attention kernel against ggml's own, 
 test-vulkan: export GGML_VK_VISIBLE_DEVICES ?= 0
 test-vulkan: $(VENV)/.package $(VENV)/.model $(VENV)/.gemma3 ## run the tests of devices on Vulkan, in software where there is no GPU
 	native/tools/vulkan-setup.sh build/vulkan-headers > $(VENV)/.vulkan
-	$(call test-device,vulkan,-D GGML_VULKAN=ON $$(cat $(VENV)/.vulkan))
+	ls $(CURDIR)/build/vulkan-headers/driver.json > $(VENV)/.vulkan-driver 2> /dev/null || true
+	$(call test-device,vulkan,-D GGML_VULKAN=ON $$(cat $(VENV)/.vulkan),$$(sed 's|.*|VK_DRIVER_FILES=&|' $(VENV)/.vulkan-driver))
 
 test-gpu: .cuda $(VENV)/.package $(VENV)/.model $(VENV)/.gemma3 ## run the tests of devices on an NVIDIA GPU
 	$(call test-device,cuda,-D GGML_CUDA=ON)
@@ -125,11 +126,11 @@ endef
 # Seconds for a test on a device: a native call that hangs there cannot be interrupted.
 TEST_LIMIT ?= 600
 
-# $(call test-device,BACKEND,CMAKE OPTIONS)
+# $(call test-device,BACKEND,CMAKE OPTIONS,ENVIRONMENT)
 define test-device
 	$(call build,$(1),llama test-attn-device,-D PYSELFEXTEND_BUILD_TESTS=ON $(2) $(CMAKE_ARGS))
-	$(VENV)/bin/ctest --test-dir build/$(1) --verbose --no-tests=error -R '^test-attn-device$$'
-	PYSELFEXTEND_LIB=build/$(1)/bin PYSELFEXTEND_DEVICE=$(1) $(PY) tests/one_by_one.py --limit $(TEST_LIMIT) tests/test_devices.py
+	env $(3) $(VENV)/bin/ctest --test-dir build/$(1) --verbose --no-tests=error -R '^test-attn-device$$'
+	env $(3) PYSELFEXTEND_LIB=build/$(1)/bin PYSELFEXTEND_DEVICE=$(1) $(PY) tests/one_by_one.py --limit $(TEST_LIMIT) tests/test_devices.py
 endef
 
 , := ,

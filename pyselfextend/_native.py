@@ -162,7 +162,7 @@ class Library:
     def device_is_fused(self, device: str | None = None) -> bool:
         """Whether a device, by ggml's name, offers the fused attention, of the shapes that it supports.
 
-        None: whether any does for whose sake flash attention should be on; Vulkan is not among them yet.
+        None: whether any does for whose sake flash attention should be on; the CPU fuses without.
         """
         return bool(self._device_is_fused(None if device is None else device.encode("utf-8")))
 

@@ -92,8 +92,7 @@ extern "C" {
     LLAMA_API int32_t llama_self_extend_get_memory(const struct llama_context * ctx, struct llama_self_extend_memory * memory, int32_t n_max);
 
     // Does a device offer the fused attention, of the shapes that it supports? By ggml's name of the device;
-    // NULL: does any for whose sake flash attention should be on? Neither the CPU, which fuses without, nor Vulkan, where
-    // ggml's flash attention is not to be relied on yet (docs/devices.md)
+    // NULL: does any for whose sake flash attention should be on? The CPU fuses without
     LLAMA_API bool llama_self_extend_device_is_fused(const char * device);
 
     // What this library was built from, as a JSON object of strings:

@@ -4,12 +4,13 @@
 #     native/tools/vulkan-setup.sh DIR
 #
 # Installs the packages that are missing, for which it must be root, and prints CMake's options. ggml wants C++ headers
-# that know VK_EXT_layer_settings, and Debian 12's do not: Debian 13's are then unpacked to DIR. They come by apt, which
-# checks their signature, from the mirror that this machine is configured for; the system stays Debian 12.
+# that know VK_EXT_layer_settings, and Debian 12's do not: Debian 13's are then unpacked to DIR. Mesa's software driver
+# of Debian 12 (22.3) takes references to buffers that are gone, which corrupts the heap (docs/devices.md): where there
+# is no GPU, Debian 12 backports' is unpacked to DIR, and named by DIR/driver.json. They come by apt, which checks their
+# signature, from the mirror that this machine is configured for; the system stays as it is.
 set -eu
 
 dir=$1
-suite=trixie
 packages='glslc libvulkan-dev mesa-vulkan-drivers spirv-headers'
 
 fail() {
@@ -35,14 +36,28 @@ if command -v dpkg-query > /dev/null; then
     fi
 fi
 
-if knows_layer_settings /usr/include || ! command -v dpkg-query > /dev/null; then
-    exit 0
-fi
+command -v dpkg-query > /dev/null || exit 0
 
-if ! knows_layer_settings "$dir/usr/include"; then
+needs_headers() {
+    ! knows_layer_settings /usr/include && ! knows_layer_settings "$dir/usr/include"
+}
+
+needs_driver() {
+    ! ls /dev/dri/renderD* /dev/nvidiactl > /dev/null 2>&1 && [ ! -f "$dir/driver.json" ] &&
+        dpkg --compare-versions "$(dpkg-query -W -f '${Version}' mesa-vulkan-drivers)" lt 23.3
+}
+
+# unpack SUITE PACKAGE
+unpack() {
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $1 main" > "$apt/sources.list"
+    { apt-get update -q && (cd "$apt" && apt-get download -q "$2/$1"); } >&2 || fail "apt cannot get $2 of $1 from $mirror"
+    dpkg-deb -x "$apt/$2"_*.deb "$dir"
+}
+
+if needs_headers || needs_driver; then
     # shellcheck source=/dev/null
     . /etc/os-release
-    [ "$ID" = debian ] || fail "the Vulkan headers in /usr/include are older than 1.3.272; put newer ones into $dir/usr/include"
+    [ "$ID" = debian ] || fail "this system's Vulkan headers are older than 1.3.272, or its Mesa is older than 23.3"
 
     mirror=$(apt-get indextargets --format '$(REPO_URI)' \
         'Created-By: Packages' "Release: $VERSION_CODENAME" 'Component: main' | head -n 1)
@@ -51,7 +66,6 @@ if ! knows_layer_settings "$dir/usr/include"; then
     apt=$(mktemp -d)
     trap 'rm -rf "$apt"' EXIT
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$dir"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" > "$apt/sources.list"
     cat > "$apt/apt.conf" << CONF
 Dir::Etc::SourceList "$apt/sources.list";
 Dir::Etc::SourceParts "/dev/null";
@@ -63,10 +77,17 @@ APT::Sandbox::User "";
 CONF
     export APT_CONFIG="$apt/apt.conf"
 
-    { apt-get update -q && (cd "$apt" && apt-get download -q "libvulkan-dev/$suite"); } >&2 ||
-        fail "apt cannot get libvulkan-dev of $suite from $mirror"
-    dpkg-deb -x "$apt"/libvulkan-dev_*.deb "$dir"
-    knows_layer_settings "$dir/usr/include" || fail "libvulkan-dev of $suite has no VK_EXT_layer_settings"
+    if needs_headers; then
+        unpack trixie libvulkan-dev
+        knows_layer_settings "$dir/usr/include" || fail "libvulkan-dev of trixie has no VK_EXT_layer_settings"
+    fi
+    if needs_driver; then
+        unpack "$VERSION_CODENAME-backports" mesa-vulkan-drivers
+        driver=$(find "$(cd "$dir" && pwd)/usr/lib" -name libvulkan_lvp.so)
+        ldd "$driver" | grep -q 'not found' && fail "$driver misses libraries: $(ldd "$driver" | grep 'not found')"
+        sed "s|libvulkan_lvp.so|$driver|" "$dir"/usr/share/vulkan/icd.d/lvp_icd*.json > "$dir/driver.json.new"
+        mv "$dir/driver.json.new" "$dir/driver.json"
+    fi
 fi
 
-echo "-DVulkan_INCLUDE_DIR=$(cd "$dir" && pwd)/usr/include"
+knows_layer_settings /usr/include || echo "-DVulkan_INCLUDE_DIR=$(cd "$dir" && pwd)/usr/include"

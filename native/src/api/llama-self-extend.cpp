@@ -72,11 +72,10 @@ int32_t llama_self_extend_get_memory(const llama_context * ctx, llama_self_exten
 
 bool llama_self_extend_device_is_fused(const char * device) {
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        const auto dev       = ggml_backend_dev_get(i);
-        const bool is_cpu    = ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
-        const bool is_vulkan = strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "Vulkan") == 0;
+        const auto dev    = ggml_backend_dev_get(i);
+        const bool is_cpu = ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
 
-        const bool is_meant = device ? strcmp(device, ggml_backend_dev_name(dev)) == 0 : !is_cpu && !is_vulkan;
+        const bool is_meant = device ? strcmp(device, ggml_backend_dev_name(dev)) == 0 : !is_cpu;
 
         if (is_meant && (is_cpu || llama_self_extend_attn_get_n_work(dev))) {
             return true;
