@@ -200,7 +200,7 @@ def test_the_way_of_computing_can_be_forced(
 def test_flash_attention_is_on_where_a_device_fuses_with_it(
     open_tiny: Open, monkeypatch: pytest.MonkeyPatch, is_fused: bool, given: dict[str, Any], expected: bool
 ) -> None:
-    monkeypatch.setattr("pyselfextend.llama._library.device_is_fused", lambda: is_fused)
+    monkeypatch.setattr("pyselfextend.llama.model._library.device_is_fused", lambda: is_fused)
     for ga_n in (4, 1):
         flash = open_tiny(ga_n=ga_n, **given).context_params.flash_attn_type
         assert (flash == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED) == (expected and ga_n > 1)
@@ -208,7 +208,7 @@ def test_flash_attention_is_on_where_a_device_fuses_with_it(
 
 def test_flash_attention_is_off_where_it_does_not_help(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that fuses, but not this model's layers: as if there was none."""
-    from pyselfextend.llama import _library
+    from pyselfextend.llama.model import _library
 
     get_info = _library.get_info
 
@@ -217,8 +217,8 @@ def test_flash_attention_is_off_where_it_does_not_help(open_tiny: Open, monkeypa
         assert info is not None
         return dataclasses.replace(info, attention=(Attention("composed", "GPU0", (0, 1)),))
 
-    monkeypatch.setattr("pyselfextend.llama._library.device_is_fused", lambda: True)
-    monkeypatch.setattr("pyselfextend.llama._library.get_info", composed)
+    monkeypatch.setattr("pyselfextend.llama.model._library.device_is_fused", lambda: True)
+    monkeypatch.setattr("pyselfextend.llama.model._library.get_info", composed)
     llm = open_tiny(ga_n=4, n_gpu_layers=-1)
     assert llm.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     assert llm.create_completion("a", max_tokens=2)["choices"]

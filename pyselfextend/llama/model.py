@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _native
-from .config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo, integer
-from .errors import ContextFullError, SelfExtendError, SettingError, ShiftError, StateError
+from .. import _native
+from ..config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo, integer
+from ..errors import ContextFullError, SelfExtendError, SettingError, ShiftError, StateError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
