@@ -22,7 +22,11 @@ from .errors import (
     SelfExtendError,
     SettingError,
     ShiftError,
+    StaleStreamError,
     StateError,
+    UnknownArgumentError,
+    UsageError,
+    WrongTypeError,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +49,11 @@ __all__ = [
     "SelfExtendInfo",
     "SettingError",
     "ShiftError",
+    "StaleStreamError",
     "StateError",
+    "UnknownArgumentError",
+    "UsageError",
+    "WrongTypeError",
     "__version__",
 ]
 

@@ -4,10 +4,14 @@
 
     SelfExtendError                       everything below
     ├── SettingError(ValueError)          a setting that is not allowed, by itself or with this model
-    │   └── NotAnIntegerError(TypeError)  a setting that is not an integer
+    │   ├── NotAnIntegerError(TypeError)  a setting that is not an integer
+    │   ├── WrongTypeError(TypeError)     an argument that is not of a type that is taken
+    │   └── UnknownArgumentError          an argument that does not exist; a TypeError as well
     ├── ContextFullError(ValueError)      tokens that do not fit into the context
     ├── StateError(RuntimeError)          a saved state that is not one of this instance, or not whole
     ├── ShiftError(RuntimeError)          a context that cannot be shifted
+    ├── StaleStreamError(RuntimeError)    a stream that is continued after another call on the same instance
+    ├── UsageError(RuntimeError)          a call at a time when it cannot be answered
     ├── NativeLibraryError(ImportError)   the native library is missing, not of this build, or not the one in use
     ├── MissingExtraError(ImportError)    an optional dependency is not installed
     ├── ModelFileError(ValueError)        a file that is not GGUF, is damaged, or cannot be loaded as a model
@@ -32,7 +36,11 @@ __all__ = [
     "SelfExtendError",
     "SettingError",
     "ShiftError",
+    "StaleStreamError",
     "StateError",
+    "UnknownArgumentError",
+    "UsageError",
+    "WrongTypeError",
 ]
 
 
@@ -51,6 +59,14 @@ class NotAnIntegerError(SettingError, TypeError):
     """A setting is not an integer. It is a ``ValueError`` like every other bad value, and a ``TypeError`` as well."""
 
 
+class WrongTypeError(SettingError, TypeError):
+    """An argument is not of a type that is taken."""
+
+
+class UnknownArgumentError(SettingError, TypeError):
+    """An argument does not exist. The message names those that are spelt like it."""
+
+
 class ContextFullError(SelfExtendError, ValueError):
     """Tokens do not fit into what is left of the context. Nothing was evaluated; the instance stays usable."""
 
@@ -64,6 +80,15 @@ class StateError(SelfExtendError, RuntimeError):
 
 class ShiftError(SelfExtendError, RuntimeError):
     """The model's keys cannot be moved to other positions without loss. Nothing was changed."""
+
+
+class StaleStreamError(SelfExtendError, RuntimeError):
+    """A stream is continued after another call on its instance: what it had evaluated is no longer there."""
+
+
+class UsageError(SelfExtendError, RuntimeError):
+    """A call at a time when it cannot be answered: the instance is closed, was opened before a fork, is within a
+    callback of its own, or has no logits yet."""
 
 
 class NativeLibraryError(SelfExtendError, ImportError):

@@ -1,17 +1,28 @@
-"""``Llama``: llama-cpp-python's class of the same name, with a longer context."""
+"""``Llama``: llama_cpp's class of the same name, with a longer context."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import inspect
 import os
-from collections.abc import Sequence
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
-from ..config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo, integer
-from ..errors import ContextFullError, SelfExtendError, SettingError, ShiftError, StateError
+from ..config import SelfExtendConfig, SelfExtendInfo, integer
+from ..errors import (
+    ContextFullError,
+    ModelFileError,
+    SelfExtendError,
+    SettingError,
+    ShiftError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,24 +31,29 @@ _library = _native.load()  # before llama_cpp, which it imports with our library
 
 import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
+from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
+
+from . import log, states  # noqa: E402
+from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
+from .chat_templates import KEY, broken_templates, handler_name, refuse  # noqa: E402
+from .completion import Ending, criteria_of, text_before  # noqa: E402
+from .guard import Gone, Guard  # noqa: E402
+from .public import public  # noqa: E402
+from .sampling import Callbacks, processor, processors_of  # noqa: E402
+from .vocabulary import Pieces  # noqa: E402
 
 __all__ = ["Llama"]
 
 #: auto, fused or composed: forces one way of computing the attention. For tests.
 ATTN_VARIABLE = "PYSELFEXTEND_ATTN"
 
-#: The ggml types that a KV cache can have.
-CACHE_TYPES = {
-    llama_cpp.GGML_TYPE_F32: "F32",
-    llama_cpp.GGML_TYPE_F16: "F16",
-    30: "BF16",  # llama_cpp has no name for it
-    llama_cpp.GGML_TYPE_Q8_0: "Q8_0",
-    llama_cpp.GGML_TYPE_Q5_1: "Q5_1",
-    llama_cpp.GGML_TYPE_Q5_0: "Q5_0",
-    llama_cpp.GGML_TYPE_Q4_1: "Q4_1",
-    llama_cpp.GGML_TYPE_Q4_0: "Q4_0",
-    llama_cpp.GGML_TYPE_IQ4_NL: "IQ4_NL",
-}
+#: llama_cpp sends standard output and error to nowhere while it opens a model quietly: one thread at a time.
+_opening = threading.RLock()
+
+_UPSTREAM = inspect.signature(llama_cpp.Llama.__init__).parameters
+_NAMES = [*(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD), "ga_n", "ga_w"]
+
+NO_VOCAB = 0  # LLAMA_VOCAB_TYPE_NONE
 
 
 class Llama(llama_cpp.Llama):
@@ -60,35 +76,42 @@ class Llama(llama_cpp.Llama):
             Unless it is given, ``flash_attn`` is on where ``ga_n`` is above 1 and layers lie on a device that then
             computes their attention in one kernel.
 
+    One call at a time: calls of several threads wait for each other. A stream that is continued after another call
+    raises ``StaleStreamError``; an instance is of no use in a child of ``fork``, and says so.
+
     Raises:
+        UnknownArgumentError: a ``TypeError``: there is no argument of that name.
         SettingError: a ``ValueError``: a value is not allowed, the pair does not reach ``n_ctx`` on this model (the
             message says how far it reaches and the smallest ``ga_n`` that fits), or the model's architecture is not
             supported.
         NotAnIntegerError: a ``ValueError`` and ``TypeError``: ``ga_n`` or ``ga_w`` is not an integer.
-        ValueError: the model could not be loaded, as in ``llama_cpp.Llama``.
+        ModelFileError: a ``ValueError``: the model or the LoRA adapter could not be loaded; the message says why.
     """
 
-    def __init__(self, model_path: str, *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model_path: str | os.PathLike[str], *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any
+    ) -> None:
+        self._guard = Guard(self._forget)
+        self._callbacks = Callbacks(self._guard)
         self._config = SelfExtendConfig(ga_n, ga_w)
         self._self_extend: SelfExtendInfo | None = None
+        self._n_outputs = 0  # of the last tokens, that have logits
+        check_names(kwargs, _NAMES, "Llama()")
+        kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
         try:
-            if self._config.is_plain:
-                super().__init__(model_path, **kwargs)
-            else:
-                self._init_extended(model_path, **kwargs)
+            with _opening:
+                self._open(_Path(kwargs.pop("model_path")), **kwargs)
+            self._complete(**kwargs)
         except BaseException:
             self.close()
             raise
 
-    def _init_extended(self, model_path: str, **kwargs: Any) -> None:
-        # What llama_cpp hands on as it is, or cut to 32 bits, and llama.cpp may not survive.
-        for name, low in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
-            if name in kwargs:
-                kwargs[name] = integer(name, kwargs[name], low, SETTING_MAX)
-        for name in ("type_k", "type_v"):
-            if kwargs.get(name) not in (None, *CACHE_TYPES):
-                allowed = ", ".join(f"{value} ({label})" for value, label in CACHE_TYPES.items())
-                raise SettingError(f"{name} is {kwargs[name]!r}; it must be None or one of {allowed}")
+    def _open(self, model_path: str, **kwargs: Any) -> None:
+        if (os.cpu_count() or 1) > N_THREADS_MAX and not kwargs.get("n_threads_batch"):
+            kwargs["n_threads_batch"] = N_THREADS_MAX
+        if self._config.is_plain:
+            self._create(model_path, **kwargs)
+            return
         # llama_cpp's default is off, and a device fuses only with flash attention: V is cached transposed without
         if "flash_attn" in kwargs or kwargs.get("n_gpu_layers", 0) == 0 or not _library.device_is_fused():
             self._create_extended(model_path, **kwargs)
@@ -104,7 +127,7 @@ class Llama(llama_cpp.Llama):
         if not _library.set_next(self._config.ga_n, self._config.ga_w, _attn()):
             raise SettingError(_library.last_error())
         try:
-            super().__init__(model_path, **kwargs)
+            self._create(model_path, **kwargs)
         except ValueError as error:
             reason = _library.last_error()
             if reason:
@@ -113,10 +136,51 @@ class Llama(llama_cpp.Llama):
         finally:
             _library.set_next(1)  # in case that no context was created: the setting must not reach a later one
 
+    def _create(self, model_path: str, **kwargs: Any) -> None:
+        with log.errors() as found:
+            try:
+                super().__init__(model_path, **kwargs)
+            except SelfExtendError:
+                raise
+            except ValueError as error:
+                raise _why(error, model_path, found.reason) from error
+        if self.lora_path and not self._lora_adapter:  # which llama_cpp does not see, and goes on
+            raise ModelFileError(
+                f"{self.lora_path} could not be loaded as a LoRA adapter of this model: {found.reason}"
+            )
+
+    def _complete(
+        self, seed: int | None = None, chat_format: str | None = None, chat_handler: Any = None, **_: Any
+    ) -> None:
+        """What llama_cpp's constructor leaves different from what was asked for."""
+        self._refuse_broken_templates(is_chosen=chat_format is not None or chat_handler is not None)
+        if seed is not None:
+            self._seed = seed % (SEED_MAX + 1)  # 0 is a seed
+        self._pieces = Pieces(self._model.vocab)
         # llama_cpp sizes these for the n_ctx asked for, llama.cpp pads that: make room for all that n_ctx() promises.
-        self.input_ids = np.ndarray((self.n_ctx(),), dtype=np.intc)
-        if self._logits_all:
-            self.scores = np.ndarray((self.n_ctx(), self.n_vocab()), dtype=np.single)
+        # The logits of all tokens are kept with a draft model as well.
+        n_ctx = self.n_ctx()
+        if len(self.input_ids) != n_ctx:
+            self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
+        if self._logits_all and len(self.scores) != n_ctx:
+            self.scores = np.ndarray((n_ctx, self.n_vocab()), dtype=np.single)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the model's file."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, found: dict[str, str]) -> None:
+        self._broken = broken_templates(found)
+        self._metadata = {key: value for key, value in found.items() if key not in self._broken}
+
+    def _refuse_broken_templates(self, is_chosen: bool) -> None:
+        """llama_cpp's constructor was not shown them: it would not open the model."""
+        for key, reason in self._broken.items():
+            self._chat_handlers[handler_name(key)] = refuse(self.model_path, key, reason)
+        if KEY in self._broken and not is_chosen:
+            self.chat_format = handler_name(KEY)
 
     @property
     def self_extend(self) -> SelfExtendInfo:
@@ -150,24 +214,67 @@ class Llama(llama_cpp.Llama):
         n_ctx = int(super().n_ctx())
         return n_ctx if self._config.is_plain else min(n_ctx, self.self_extend.n_ctx_reach)
 
+    # -- tokens and texts
+
+    @public(changes=False)
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """The tokens of a text, as in ``llama_cpp.Llama``."""
+        self._need_vocabulary()
+        return super().tokenize(text, add_bos, special)
+
+    @public(changes=False)
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The text of tokens, as in ``llama_cpp.Llama``.
+
+        Raises:
+            SettingError: one is not a token of this vocabulary.
+        """
+        self._need_vocabulary()
+        found = tokens_of("tokens", tokens, self._n_vocab)
+        if type(self.tokenizer_) is not LlamaTokenizer:
+            return super().detokenize(found, prev_tokens=list(prev_tokens or ()), special=special)
+        text = self._pieces.join(found, special)
+        return text[1:] if found and found[0] == self.token_bos() and text[:1] == b" " else text
+
+    def _need_vocabulary(self) -> None:
+        if type(self.tokenizer_) is LlamaTokenizer and self._model.vocab_type() == NO_VOCAB:
+            raise ModelFileError(f"{self.model_path} has no tokenizer, so it has no texts")  # llama.cpp would abort
+
+    @public(changes=False)
+    def set_seed(self, seed: int | None) -> None:
+        """Set the seed, as in ``llama_cpp.Llama``. None and -1: another one each time."""
+        self._seed = SEED_MAX if seed is None else seed % (SEED_MAX + 1)
+
+    # -- evaluation
+
+    @public(changes=True)
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after the ``n_tokens`` that have been evaluated.
 
         Raises:
             ContextFullError: a ``ValueError``: they do not fit into what is left of the context. Nothing was evaluated.
+            SettingError: one is not a token of this vocabulary. Nothing was evaluated.
         """
-        if self._config.is_plain:
-            super().eval(tokens)
-            return
+        found = tokens_of("tokens", tokens, self._n_vocab)
+        if self._ctx.memory is None:
+            raise UsageError("this model has no cache: it embeds texts, and does not go on with them; use embed()")
         room = min(self.n_ctx(), len(self.input_ids))
-        if self.n_tokens + len(tokens) > room:
+        if self.n_tokens + len(found) > room:
             raise ContextFullError(
-                f"{len(tokens)} tokens after {self.n_tokens} do not fit into the context of {room} tokens; "
+                f"{len(found)} tokens after {self.n_tokens} do not fit into the context of {room} tokens; "
                 f"give at most {room - self.n_tokens}, or create the model with a larger n_ctx"
             )
         if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
             self._evaluate_again()
+        self._evaluate(found)
+
+    def _evaluate(self, tokens: list[int]) -> None:
+        self._n_outputs = 0  # should it be stopped half-way
         super().eval(tokens)
+        if tokens:
+            self._n_outputs = (len(tokens) - 1) % self.n_batch + 1 if self._logits_all else 1
 
     def _evaluate_again(self) -> None:
         """Fill the cache anew with the tokens so far: it cannot be cut at ``n_tokens``.
@@ -180,6 +287,138 @@ class Llama(llama_cpp.Llama):
         self.n_tokens = 0
         super().eval(tokens)  # which removes what the cache holds from position 0 on
 
+    @public(changes=True, like=llama_cpp.Llama.sample)
+    def sample(self, idx: int | None = None, **kwargs: Any) -> int:  # type: ignore[override]
+        """Sample a token, as in ``llama_cpp.Llama``.
+
+        Args:
+            idx: after which of the tokens evaluated. None: the last.
+            **kwargs: settings of the sampler.
+
+        Raises:
+            UsageError: there are no logits: nothing was evaluated since the instance was opened or loaded a state.
+        """
+        if self._requires_eval or self._n_outputs == 0:
+            raise UsageError("there are no logits to sample from; evaluate tokens first")
+        last = self.n_tokens - 1
+        self._sampled_after = last if idx is None else integer("idx", idx, last + 1 - self._n_outputs, last)
+        token = super().sample(idx=idx, **kwargs)
+        self._callbacks.raise_kept()
+        return int(token)
+
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        found = kwargs.pop("logits_processor", None)
+        if found is not None:
+            kwargs["logits_processor"] = [processor(each, self._sampled) for each in found]
+        sampler = super()._init_sampler(*args, **kwargs)
+        for _, custom in sampler.custom_samplers:
+            custom.apply_func = self._callbacks.keep(custom.apply_func)
+        return sampler
+
+    def _sampled(self) -> Any:
+        """The tokens up to that after which one is sampled: those evaluated, without drafts that may be dropped."""
+        return self.input_ids[: self._sampled_after + 1]
+
+    @public(changes=True, like=llama_cpp.Llama.generate)
+    def generate(  # type: ignore[override]
+        self, tokens: Sequence[int], stopping_criteria: Any = None, **kwargs: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Generate tokens after a prompt, as in ``llama_cpp.Llama``."""
+        ending = next((each for each in stopping_criteria or () if isinstance(each, Ending)), None)
+        criterion = ending.criterion if ending else criteria_of(stopping_criteria)
+        prompt = tokens_of("tokens", tokens, self._n_vocab)
+        if not prompt and not self.n_tokens:
+            raise SettingError(
+                "there is nothing to go on from: the prompt is empty, and the model has no token to begin with"
+            )
+        if ending:
+            ending.limit(self._n_ctx - len(prompt))
+        steps = super().generate(prompt, **kwargs)
+        sampler = sent = None
+        given: list[int] = []
+        try:
+            while True:
+                token = steps.send(sent)
+                sampler = self._sampler
+                if criterion is not None and self._is_met(criterion):
+                    if ending:
+                        ending.end("stop")
+                    return
+                if ending:
+                    self._tell(ending, prompt, given, token)
+                sent = yield token
+                if ending and ending.finish_reason:
+                    return
+        except StopIteration:
+            return
+        finally:
+            steps.close()
+            if self._sampler is sampler:
+                self._sampler = None  # sample() would use it, whatever settings it is given
+
+    def _is_met(self, criterion: Callable[[Any, Any], bool]) -> bool:
+        row = self._ctx.get_logits_ith(self._sampled_after - self.n_tokens)
+        logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,)).copy()
+        with self._guard.callback():
+            return criterion(self._sampled(), logits)
+
+    def _tell(self, ending: Ending, prompt: list[int], given: list[int], token: int) -> None:
+        if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+            ending.end("stop")
+            return
+        given.append(token)
+        if type(self.tokenizer_) is LlamaTokenizer:
+            ending.add(self.detokenize([token]))
+        else:  # whose texts of tokens may depend on those before
+            ending.add_to(self.detokenize(given, prev_tokens=prompt))
+
+    # -- completions
+
+    def _create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        given = dict(_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
+        given.pop("self")
+        if not isinstance(prompt, str):
+            given["prompt"] = prompt = tokens_of("prompt", prompt, self._n_vocab)
+        stream, echo = given.get("stream", False), given.get("echo", False)
+        if echo and not isinstance(prompt, str):
+            given["echo"] = False  # llama_cpp adds a list to a text
+        biases = given.pop("logit_bias", None)
+        for token in biases or ():
+            integer("a key of logit_bias", token, 0, self._n_vocab - 1)
+        given["logits_processor"] = processors_of(given.get("logits_processor"), biases)
+        criterion = criteria_of(given.pop("stopping_criteria", None))
+        ending = Ending(
+            given.pop("stop", None) or (), given.get("max_tokens", 16), criterion, is_first=len(prompt) == 0
+        )
+        answers: Any = super()._create_completion(**given, stopping_criteria=ending)  # type: ignore[arg-type]
+        for answer in answers:
+            if stream:
+                yield from ending.chunks(answer)
+            else:
+                yield ending.answer(answer, text_before(self, prompt, echo))
+
+    @public(changes=True)
+    def embed(
+        self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
+        """Embed texts, as in ``llama_cpp.Llama``; that one is longer than ``n_batch`` and cut is warned of."""
+        if not isinstance(input, str) and not input:
+            return ([], 0) if return_count else []
+        for i, text in enumerate([input] if isinstance(input, str) else input):
+            n_tokens = len(self.tokenize(text.encode("utf-8")))
+            if n_tokens == 0:  # llama_cpp would write before the batch
+                raise SettingError(f"input[{i}] is {text!r}, which has no tokens; there is nothing to embed")
+            if truncate and n_tokens > self.n_batch:
+                warnings.warn(
+                    f"input[{i}] has {n_tokens} tokens, and is cut to n_batch={self.n_batch}; create the model with a "
+                    "larger n_batch and n_ctx, or give truncate=False to have an error",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        return super().embed(input, normalize, truncate, return_count)
+
+    # -- states
+
     def save_state(self) -> llama_cpp.LlamaState:
         """What ``load_state`` takes.
 
@@ -190,6 +429,7 @@ class Llama(llama_cpp.Llama):
             state.scores = state.scores[:0].copy()  # was never written
         return state
 
+    @public(changes=True)
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Go back to what ``save_state`` returned, in this instance or in one like it.
 
@@ -198,25 +438,8 @@ class Llama(llama_cpp.Llama):
                 type of cache, truncated or damaged, or it has more tokens than fit. The message says which, and the
                 instance keeps what it had.
         """
-        if self._config.is_plain:
-            super().load_state(state)
-            return
-        data = (ctypes.c_uint8 * len(state.llama_state)).from_buffer_copy(state.llama_state)
-        _library.set_next(1)  # forgets an earlier reason; plain is the default
-        if llama_cpp.llama_state_set_data(self._ctx.ctx, data, len(data)) != state.llama_state_size:
-            reason = _library.last_error() or "it is not a state of this model's architecture, or it is damaged"
-            raise StateError(f"the state cannot be loaded: {reason}")
-
-        # llama_cpp would replace arrays by those of the instance that saved the state, or write into them beforehand
-        n_tokens = state.n_tokens
-        self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
-        if self._logits_all:
-            n_rows = min(n_tokens, len(state.scores))
-            self.scores[:n_rows] = state.scores[:n_rows]
-            self.scores[n_rows:n_tokens] = np.nan  # saved without them
-        self.n_tokens = n_tokens
-        self._seed = state.seed
-        self._requires_eval = True
+        states.load(self, state)
+        self._n_outputs = 0
 
     def context_shift(self, n_keep: int, n_discard: int) -> None:
         """Make room in a full context: forget tokens and move those behind them to their places.
@@ -250,16 +473,39 @@ class Llama(llama_cpp.Llama):
         self.n_tokens = n_tokens - n_discard
         self._requires_eval = True  # the last logits are those of before
 
+    def _read_state(self, data: ctypes.Array[ctypes.c_uint8]) -> int:
+        if not self._config.is_plain:
+            _library.set_next(1)  # forgets an earlier reason; plain is the default
+        return int(llama_cpp.llama_state_set_data(self._ctx.ctx, data, len(data)))
+
+    def _state_reason(self) -> str:
+        return "" if self._config.is_plain else _library.last_error()
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = llama_cpp.Llama.__getstate__(self)
         return {**state, "ga_n": self._config.ga_n, "ga_w": self._config.ga_w}
 
+    # -- the end
+
     def close(self) -> None:
         """Free the model and the context. Closing twice is fine; any other use after that raises SelfExtendError."""
         if hasattr(self, "_stack"):  # not there if the constructor failed early
-            super().close()
-            closed: Any = _Closed()
-            self._model = self._ctx = self._batch = self.tokenizer_ = closed
+            with self._guard.call(changes=True, name="close"):
+                super().close()
+                self._replace("this Llama has been closed")
+
+    def _forget(self) -> None:
+        """In a child of fork, where llama.cpp's threads are not: nothing is freed."""
+        for owner, name in (("_ctx", "ctx"), ("_model", "model"), ("_batch", "batch"), ("_sampler", "sampler")):
+            if (found := self.__dict__.get(owner)) is not None and not isinstance(found, Gone):
+                setattr(found, name, None)
+        self._lora_adapter = None
+        self._stack = contextlib.ExitStack()
+        self._replace("this Llama was opened before a fork, by another process; open one in this process")
+
+    def _replace(self, reason: str) -> None:
+        gone: Any = Gone(reason)
+        self._model = self._ctx = self._batch = self.tokenizer_ = gone
 
     def __enter__(self) -> Self:
         return self
@@ -270,11 +516,22 @@ class Llama(llama_cpp.Llama):
         self.close()
 
 
-class _Closed:
-    """In place of what has been freed: llama_cpp would hand the stale pointers to llama.cpp, which ends the process."""
+_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)
 
-    def __getattr__(self, name: str) -> Any:
-        raise SelfExtendError("this Llama has been closed")
+
+class _Path(str):
+    """A path that llama_cpp encodes for llama.cpp: also a name that is not UTF-8."""
+
+    def encode(self, *_: Any, **__: Any) -> bytes:
+        return str.encode(self, sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+def _why(error: ValueError, model_path: str, reason: str) -> ValueError:
+    if "llama_context" in str(error):
+        return SettingError(f"llama.cpp could not create a context for {model_path}: {reason or 'it does not say why'}")
+    if "load model" in str(error):
+        return ModelFileError(f"{model_path} could not be loaded as a model: {reason or 'llama.cpp does not say why'}")
+    return SettingError(str(error)) if "exist" not in str(error) else ModelFileError(str(error))
 
 
 def _attn() -> str:
@@ -293,3 +550,27 @@ def _signature() -> inspect.Signature:
 
 
 Llama.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
+
+Llama.create_chat_completion = public(changes=True, checks={"logprobs": optional(flag)})(  # type: ignore[method-assign]
+    llama_cpp.Llama.create_chat_completion
+)
+
+# The others as they are, with their arguments looked at and one call at a time.
+for _name, _changes in {
+    "reset": True,
+    "create_embedding": True,
+    "create_completion": True,
+    "__call__": True,
+    "create_chat_completion_openai_v1": True,
+    "set_cache": False,
+    "n_ctx": False,
+    "n_embd": False,
+    "n_vocab": False,
+    "tokenizer": False,
+    "token_eos": False,
+    "token_bos": False,
+    "token_nl": False,
+    "pooling_type": False,
+}.items():
+    if _name not in Llama.__dict__:
+        setattr(Llama, _name, public(changes=_changes)(getattr(llama_cpp.Llama, _name)))

@@ -1,0 +1,146 @@
+"""One call at a time on an instance, in the process that opened it, and streams that know when they are out of date.
+
+llama.cpp's context is for one thread. llama_cpp has no lock; a stream of it that is continued after another call goes
+on with what that call has left in the cache, and a child of ``fork`` has none of the threads that llama.cpp waits for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import StaleStreamError, UsageError
+
+__all__ = ["Gone", "Guard", "Stream"]
+
+
+class Gone:
+    """In place of what has been freed: llama_cpp would hand the stale pointers to llama.cpp, which ends the process."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(self._reason)
+
+
+class Guard:
+    """Of one instance: who may call it now.
+
+    Args:
+        forked: called in a child of ``fork``, before anything else can use the instance there.
+    """
+
+    def __init__(self, forked: Callable[[], None]) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0  # of calls within each other
+        self._callbacks = 0  # of the user's, that are running
+        self._turn: object = None  # of what last changed what is evaluated
+        self._forked = weakref.WeakMethod(forked)  # the instance has the guard: no circle, so that it is freed at once
+        _guards.add(self)
+
+    @contextmanager
+    def call(self, *, changes: bool, name: str) -> Iterator[None]:
+        """A call of a method. Waits for calls of other threads.
+
+        Args:
+            changes: whether it changes what is evaluated, so that streams that were begun cannot go on.
+            name: of the method.
+
+        Raises:
+            UsageError: it changes that, and is made by a callback of a call that goes on.
+        """
+        with self._lock:
+            if changes and self._callbacks:
+                raise UsageError(
+                    f"{name}() was called by a callback of the same Llama, which is in the midst of another call; "
+                    "use a second Llama, or wait until the call has ended"
+                )
+            if changes and self._depth == 0:
+                self._turn = object()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+
+    @contextmanager
+    def callback(self) -> Iterator[None]:
+        """While a callback of the user's runs."""
+        self._callbacks += 1
+        try:
+            yield
+        finally:
+            self._callbacks -= 1
+
+    @contextmanager
+    def resume(self, turn: object, name: str) -> Iterator[object]:
+        """A step of a stream; yields the turn that it is to be continued with.
+
+        Args:
+            turn: None at its first step.
+
+        Raises:
+            StaleStreamError: another call has changed what is evaluated since its last step.
+        """
+        with self._lock:
+            if turn is not None and turn is not self._turn:
+                raise StaleStreamError(
+                    f"the stream of {name}() cannot be continued: another call has been made on the same Llama since"
+                )
+            with self.call(changes=turn is None, name=name):
+                yield self._turn
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()  # a thread that is not here may have had it
+        self._depth = self._callbacks = 0
+        if (forked := self._forked()) is not None:
+            forked()
+
+
+class Stream(Generator[Any, Any, None]):
+    """A generator of which each step is a call.
+
+    Args:
+        guard: of the instance.
+        steps: the generator.
+        name: of the method that made it.
+    """
+
+    def __init__(self, guard: Guard, steps: Generator[Any, Any, None], name: str) -> None:
+        self._guard, self._steps, self._name = guard, steps, name
+        self._turn: object = None
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._steps.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._steps.throw, *error)
+
+    def close(self) -> None:
+        with self._guard.call(changes=False, name=self._name):  # frees its sampler
+            self._steps.close()
+
+    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            with self._guard.resume(self._turn, self._name) as self._turn:
+                return step(*arguments)
+        except StaleStreamError:
+            self.close()
+            raise
+
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for guard in list(_guards):
+        guard.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
