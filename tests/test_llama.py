@@ -326,6 +326,8 @@ def test_the_plain_model_is_llama_cpps(open_tiny: Open, tiny_model: Path) -> Non
     prompt = ours.tokenize(b"The quick brown")
     assert prompt == theirs.tokenize(b"The quick brown")
     for temperature in (0.0, 1.0):
+        ours.set_seed(7)
+        theirs.set_seed(7)
         answers = [llm.generate(prompt, temp=temperature) for llm in (ours, theirs)]
         assert [next(answers[0]) for _ in range(12)] == [next(answers[1]) for _ in range(12)]
     theirs.close()
