@@ -126,7 +126,7 @@ def call(name: str, value: Any) -> Any:
 
 def callables(name: str, value: Any) -> list[Any]:
     """A list of callables, also for one of them by itself (``LogitsProcessorList`` is both)."""
-    found = list(value) if isinstance(value, Iterable) else [value]
+    found = list(value) if isinstance(value, Sequence) else [value]
     if not all(callable(each) for each in found):
         raise wrong_type(name, value, "a list of callables")
     return found
@@ -142,7 +142,7 @@ def one_of(allowed: Iterable[int], names: Mapping[int, str] | None = None) -> Ch
     shown = ", ".join(f"{value} ({names[value]})" if names else str(value) for value in values)
 
     def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or value not in values:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or int(value) not in values:
             raise SettingError(f"{name} is {_shown(value)}; it must be one of {shown}")
         return int(value)
 
@@ -178,7 +178,7 @@ def texts(name: str, value: Any) -> list[str]:
 
 def parts(name: str, value: Any) -> list[float]:
     """tensor_split: how much of the model each device gets."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str) or not isinstance(value, Sequence):
         raise wrong_type(name, value, "a list of numbers")
     found = [real(0)(f"{name}[{i}]", each) for i, each in enumerate(value)]
     if len(found) > llama_cpp.LLAMA_MAX_DEVICES:
@@ -210,7 +210,8 @@ def prompt(name: str, value: Any) -> Any:
     """A text, or tokens: those are looked at by ``tokens_of``, which knows the vocabulary."""
     if isinstance(value, str):
         return text(name, value)
-    if isinstance(value, bytes | bytearray) or not isinstance(value, Sequence | np.ndarray):
+    is_list = isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    if isinstance(value, bytes | bytearray) or not is_list:
         raise wrong_type(name, value, "a str or a list of tokens")
     return value
 
@@ -222,6 +223,28 @@ def embedded(name: str, value: Any) -> str | list[str]:
     if isinstance(value, bytes | bytearray) or not isinstance(value, Sequence):
         raise wrong_type(name, value, "a str or a list of them")
     return [text(f"{name}[{i}]", each) for i, each in enumerate(value)]
+
+
+def dicts(*keys: str) -> Check:
+    """A list of dicts that have some keys."""
+    allowed = f"a list of dicts with {' and '.join(map(repr, keys))}"
+
+    def check(name: str, value: Any) -> list[Any]:
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+            raise wrong_type(name, value, allowed)
+        for i, each in enumerate(value):
+            if not isinstance(each, Mapping) or not all(isinstance(key, str) for key in each):
+                raise wrong_type(f"{name}[{i}]", each, f"one of {allowed}")
+            if missing := [key for key in keys if key not in each]:
+                raise SettingError(f"{name}[{i}] is {_shown(each)}; it has no {missing[0]!r}")
+        return list(value)
+
+    return check
+
+
+def with_keys(*keys: str) -> Check:
+    """A dict that has some keys."""
+    return lambda name, value: dicts(*keys)(name, [value])[0]
 
 
 def biases(name: str, value: Any) -> dict[int, float]:
@@ -283,7 +306,10 @@ METHODS: dict[str, Check] = {
     "normalize": flag,
     "truncate": flag,
     "return_count": flag,
-    "messages": instance(list, "a list of messages"),
+    "messages": dicts("role"),
+    "functions": optional(dicts("name")),
+    "tools": optional(dicts("function")),
+    "response_format": optional(with_keys("type")),
     "top_logprobs": optional(whole(0)),
 }
 
@@ -367,7 +393,8 @@ def tokens_of(name: str, value: Any, n_vocab: int) -> list[int]:
     Raises:
         SettingError: one is not a token of this vocabulary; the message says which.
     """
-    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping)
+    if not is_list or (isinstance(value, np.ndarray) and value.ndim != 1):
         raise wrong_type(name, value, "a list of tokens")
     found = value.tolist() if isinstance(value, np.ndarray) and value.dtype.kind in "iu" else list(value)
     for i, token in enumerate(found):

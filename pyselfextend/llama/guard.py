@@ -15,7 +15,9 @@ from typing import Any
 
 from ..errors import StaleStreamError, UsageError
 
-__all__ = ["Gone", "Guard", "Stream"]
+__all__ = ["FORKED", "Gone", "Guard", "Stream"]
+
+FORKED = "this Llama was opened before a fork, by another process; open one in this process"
 
 
 class Gone:
@@ -40,6 +42,7 @@ class Guard:
         self._depth = 0  # of calls within each other
         self._callbacks = 0  # of the user's, that are running
         self._turn: object = None  # of what last changed what is evaluated
+        self._is_forked = False
         self._forked = weakref.WeakMethod(forked)  # the instance has the guard: no circle, so that it is freed at once
         _guards.add(self)
 
@@ -86,8 +89,11 @@ class Guard:
 
         Raises:
             StaleStreamError: another call has changed what is evaluated since its last step.
+            UsageError: this is a child of the process that began it.
         """
         with self._lock:
+            if self._is_forked:
+                raise UsageError(FORKED)
             if turn is not None and turn is not self._turn:
                 raise StaleStreamError(
                     f"the stream of {name}() cannot be continued: another call has been made on the same Llama since"
@@ -98,6 +104,7 @@ class Guard:
     def after_fork(self) -> None:
         self._lock = threading.RLock()  # a thread that is not here may have had it
         self._depth = self._callbacks = 0
+        self._is_forked = True
         if (forked := self._forked()) is not None:
             forked()
 

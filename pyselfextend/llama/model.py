@@ -37,7 +37,7 @@ from . import log, states  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
 from .chat_templates import KEY, broken_templates, handler_name, refuse  # noqa: E402
 from .completion import Ending, criteria_of, text_before  # noqa: E402
-from .guard import Gone, Guard  # noqa: E402
+from .guard import FORKED, Gone, Guard  # noqa: E402
 from .public import public  # noqa: E402
 from .sampling import Callbacks, processor, processors_of  # noqa: E402
 from .vocabulary import Pieces  # noqa: E402
@@ -107,6 +107,8 @@ class Llama(llama_cpp.Llama):
             raise
 
     def _open(self, model_path: str, **kwargs: Any) -> None:
+        if kwargs.get("n_ctx") and "n_batch" in kwargs:  # llama_cpp makes room for the logits of more
+            kwargs["n_batch"] = min(kwargs["n_batch"], kwargs["n_ctx"])
         if (os.cpu_count() or 1) > N_THREADS_MAX and not kwargs.get("n_threads_batch"):
             kwargs["n_threads_batch"] = N_THREADS_MAX
         if self._config.is_plain:
@@ -142,6 +144,8 @@ class Llama(llama_cpp.Llama):
                 super().__init__(model_path, **kwargs)
             except SelfExtendError:
                 raise
+            except MemoryError as error:
+                raise SettingError(f"there is not enough memory: {error}") from error
             except ValueError as error:
                 raise _why(error, model_path, found.reason) from error
         if self.lora_path and not self._lora_adapter:  # which llama_cpp does not see, and goes on
@@ -209,6 +213,7 @@ class Llama(llama_cpp.Llama):
             raise SelfExtendError("llama.cpp created a plain context although SelfExtend was asked for")
         return info
 
+    @public(changes=False)
     def n_ctx(self) -> int:
         """The context window in tokens: llama.cpp's, which it pads, but no more than the reach."""
         n_ctx = int(super().n_ctx())
@@ -271,9 +276,9 @@ class Llama(llama_cpp.Llama):
         self._evaluate(found)
 
     def _evaluate(self, tokens: list[int]) -> None:
-        self._n_outputs = 0  # should it be stopped half-way
-        super().eval(tokens)
         if tokens:
+            self._n_outputs = 0  # should it be stopped half-way
+            super().eval(tokens)
             self._n_outputs = (len(tokens) - 1) % self.n_batch + 1 if self._logits_all else 1
 
     def _evaluate_again(self) -> None:
@@ -386,16 +391,25 @@ class Llama(llama_cpp.Llama):
         for token in biases or ():
             integer("a key of logit_bias", token, 0, self._n_vocab - 1)
         given["logits_processor"] = processors_of(given.get("logits_processor"), biases)
+        if given.get("logprobs") is not None and not self._logits_all:
+            raise SettingError("logprobs are of all tokens; open the model with logits_all=True to have them")
         criterion = criteria_of(given.pop("stopping_criteria", None))
         ending = Ending(
             given.pop("stop", None) or (), given.get("max_tokens", 16), criterion, is_first=len(prompt) == 0
         )
         answers: Any = super()._create_completion(**given, stopping_criteria=ending)  # type: ignore[arg-type]
-        for answer in answers:
-            if stream:
-                yield from ending.chunks(answer)
-            else:
-                yield ending.answer(answer, text_before(self, prompt, echo))
+        try:
+            for answer in answers:
+                if stream:
+                    yield from ending.chunks(answer)
+                else:
+                    yield ending.answer(answer, text_before(self, prompt, echo))
+        except ValueError as error:
+            if "exceed context window" in str(error):  # llama_cpp's own words
+                raise ContextFullError(
+                    f"{error} tokens; shorten the prompt, or open the model with a larger n_ctx"
+                ) from None
+            raise
 
     @public(changes=True)
     def embed(
@@ -419,6 +433,7 @@ class Llama(llama_cpp.Llama):
 
     # -- states
 
+    @public(changes=False)
     def save_state(self) -> llama_cpp.LlamaState:
         """What ``load_state`` takes.
 
@@ -441,6 +456,7 @@ class Llama(llama_cpp.Llama):
         states.load(self, state)
         self._n_outputs = 0
 
+    @public(changes=True)
     def context_shift(self, n_keep: int, n_discard: int) -> None:
         """Make room in a full context: forget tokens and move those behind them to their places.
 
@@ -501,7 +517,7 @@ class Llama(llama_cpp.Llama):
                 setattr(found, name, None)
         self._lora_adapter = None
         self._stack = contextlib.ExitStack()
-        self._replace("this Llama was opened before a fork, by another process; open one in this process")
+        self._replace(FORKED)
 
     def _replace(self, reason: str) -> None:
         gone: Any = Gone(reason)
