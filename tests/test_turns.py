@@ -238,6 +238,12 @@ FORK = """
                 assert "before a fork" in str(error), error
             else:
                 os._exit(3)
+        try:
+            Llama(sys.argv[1], **quiet)  # would wait for threads that are not there
+        except UsageError as error:
+            assert "was used before this process was forked" in str(error), error
+        else:
+            os._exit(4)
         llm.close()
         del llm, stream
         sys.exit(7)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import StaleStreamError, UsageError
 
-__all__ = ["FORKED", "Gone", "Guard", "Stream"]
+__all__ = ["FORKED", "Gone", "Guard", "Stream", "check_process"]
 
 FORKED = "this Llama was opened before a fork, by another process; open one in this process"
 
@@ -45,6 +45,8 @@ class Guard:
         self._is_forked = False
         self._forked = weakref.WeakMethod(forked)  # the instance has the guard: no circle, so that it is freed at once
         _guards.add(self)
+        global _is_used
+        _is_used = True
 
     @contextmanager
     def call(self, *, changes: bool, name: str) -> Iterator[None]:
@@ -141,10 +143,27 @@ class Stream(Generator[Any, Any, None]):
             raise
 
 
+def check_process() -> None:
+    """Before an instance is opened.
+
+    Raises:
+        UsageError: one was opened before this process was forked. llama.cpp's threads would be waited for for ever (they
+            are OpenMP's, which has none in a child).
+    """
+    if _is_child:
+        raise UsageError(
+            "llama.cpp was used before this process was forked, and cannot be used in it; start processes by "
+            'multiprocessing.get_context("spawn"), or fork before a Llama is opened'
+        )
+
+
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+_is_used = _is_child = False
 
 
 def _after_fork() -> None:
+    global _is_child
+    _is_child = _is_used
     for guard in list(_guards):
         guard.after_fork()
 

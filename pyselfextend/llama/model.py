@@ -37,7 +37,7 @@ from . import log, states  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
 from .chat_templates import KEY, broken_templates, handler_name, refuse  # noqa: E402
 from .completion import Ending, criteria_of, text_before  # noqa: E402
-from .guard import FORKED, Gone, Guard  # noqa: E402
+from .guard import FORKED, Gone, Guard, check_process  # noqa: E402
 from .public import public  # noqa: E402
 from .sampling import Callbacks, processor, processors_of  # noqa: E402
 from .vocabulary import Pieces  # noqa: E402
@@ -91,6 +91,7 @@ class Llama(llama_cpp.Llama):
     def __init__(
         self, model_path: str | os.PathLike[str], *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any
     ) -> None:
+        check_process()
         self._guard = Guard(self._forget)
         self._callbacks = Callbacks(self._guard)
         self._config = SelfExtendConfig(ga_n, ga_w)
