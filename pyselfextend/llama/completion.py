@@ -44,6 +44,7 @@ class Ending:
         self._bytes = b""
         self._text = ""
         self._n_given = 0
+        self._is_cut = False  # before a stop
 
     def __call__(self, tokens: Any, logits: Any) -> bool:
         """For llama_cpp, which asks once more behind the last token, with logits that may be anything."""
@@ -93,7 +94,7 @@ class Ending:
         places = [place for place in found if place >= 0]
         if not places:
             return False
-        self._text = self._text[: min(places)]
+        self._text, self._is_cut = self._text[: min(places)], True
         self.end("stop")
         return True
 
@@ -118,7 +119,7 @@ class Ending:
         if is_last:
             self.end(choice["finish_reason"])
         text = self.ready()
-        if text or (choice["logprobs"] is not None and not self.finish_reason):
+        if text or (choice["logprobs"] is not None and not self._is_cut):
             yield {**chunk, "choices": [{**choice, "text": text, "finish_reason": None}]}
         if is_last:
             yield {**chunk, "choices": [{**choice, "finish_reason": self.finish_reason}]}
