@@ -1,7 +1,7 @@
 """Where a completion ends, and that a stream and one answer are the same text.
 
-The tokens are not the model's own choice here: a logits processor lets exactly the wanted one be sampled. So the expected
-text is known, and computed from the tokens' bytes alone.
+The tokens are not the model's own choice here: a logits processor lets exactly the wanted one be sampled. So the
+expected text is known, and computed from the tokens' bytes alone.
 """
 
 from __future__ import annotations

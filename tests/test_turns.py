@@ -231,7 +231,8 @@ FORK = """
     next(stream)
     child = os.fork()
     if child == 0:
-        for call in (lambda: llm.create_completion("a"), lambda: next(stream), lambda: llm.n_ctx(), lambda: llm.eval([5])):
+        calls = [lambda: llm.create_completion("a"), lambda: next(stream), lambda: llm.n_ctx(), lambda: llm.eval([5])]
+        for call in calls:
             try:
                 call()
             except UsageError as error:

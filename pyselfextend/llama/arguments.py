@@ -373,7 +373,7 @@ def check_names(given: Iterable[str], known: Iterable[str], of: str) -> None:
     names = list(known)
     for name in given:
         if name not in names:
-            similar = difflib.get_close_matches(name, names, n=3)
+            similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
             raise UnknownArgumentError(f"{of} has no argument {name!r}{hint}")
 

@@ -147,8 +147,8 @@ def check_process() -> None:
     """Before an instance is opened.
 
     Raises:
-        UsageError: one was opened before this process was forked. llama.cpp's threads would be waited for for ever (they
-            are OpenMP's, which has none in a child).
+        UsageError: one was opened before this process was forked. It would wait for ever for threads: they are
+            OpenMP's, which has none in a child.
     """
     if _is_child:
         raise UsageError(

@@ -35,7 +35,7 @@ def load(llm: Llama, state: llama_cpp.LlamaState) -> None:
         reason = (
             llm._state_reason() or found.reason or "it is not a state of this model's architecture, or it is damaged"
         )
-        _keep(llm, reason, is_whole=not llm._config.is_plain)
+        _keep(llm, reason, is_whole=n_read == 0 and not llm._config.is_plain)
     if llama_cpp.llama_memory_seq_pos_max(llm._ctx.memory, 0) + 1 < n_tokens:
         _keep(llm, f"it says that it has {n_tokens} tokens, and has fewer", is_whole=False)
 
