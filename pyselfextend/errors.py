@@ -4,7 +4,8 @@
 
     SelfExtendError                       everything below
     ├── SettingError(ValueError)          a setting that is not allowed, by itself or with this model
-    │   └── NotAnIntegerError(TypeError)  a setting that is not an integer
+    │   ├── NotAnIntegerError(TypeError)  a setting that is not an integer
+    │   └── GrammarError                  a grammar that cannot be used, or that no token of the model continues
     ├── ContextFullError(ValueError)      tokens that do not fit into the context
     ├── StateError(RuntimeError)          a saved state that is not one of this instance, or not whole
     ├── ShiftError(RuntimeError)          a context that cannot be shifted
@@ -25,6 +26,7 @@ __all__ = [
     "ContextFullError",
     "DemoError",
     "EvalError",
+    "GrammarError",
     "MissingExtraError",
     "ModelFileError",
     "NativeLibraryError",
@@ -49,6 +51,13 @@ class SettingError(SelfExtendError, ValueError):
 
 class NotAnIntegerError(SettingError, TypeError):
     """A setting is not an integer. It is a ``ValueError`` like every other bad value, and a ``TypeError`` as well."""
+
+
+class GrammarError(SettingError):
+    """A grammar cannot be used, or the model has no token that continues the text as the grammar wants it.
+
+    The message says where in the grammar. The instance stays usable.
+    """
 
 
 class ContextFullError(SelfExtendError, ValueError):

@@ -105,6 +105,22 @@ extern "C" {
     LLAMA_API const char * llama_self_extend_kernel_isa(void);
 
     //
+    // grammars
+    //
+
+    // A sampler like that of llama_sampler_init_grammar(). A grammar that cannot be used gives NULL. Where llama.cpp's ends the process, as
+    // when no token continues the text, this one takes part no longer: any token may be sampled then, and it is not to be used.
+    // In both cases llama_self_extend_grammar_error() says why.
+    LLAMA_API struct llama_sampler * llama_self_extend_sampler_init_grammar(
+            const struct llama_vocab * vocab,
+                          const char * grammar,
+                          const char * root);
+
+    // What has gone wrong with a grammar in the calling thread since the last call; empty: nothing.
+    // *offset is the place in the grammar's text, in bytes, or -1. The string is valid until the thread's next call.
+    LLAMA_API const char * llama_self_extend_grammar_error(int64_t * offset);
+
+    //
     // positions: pure arithmetic, the same in pyselfextend.positions
     //
     // ga_n >= 1, positions >= 0

@@ -21,6 +21,8 @@ _library = _native.load()  # before llama_cpp, which it imports with our library
 import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from . import grammar as grammars  # noqa: E402
+
 __all__ = ["Llama"]
 
 #: auto, fused or composed: forces one way of computing the attention. For tests.
@@ -168,6 +170,23 @@ class Llama(llama_cpp.Llama):
         if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
             self._evaluate_again()
         super().eval(tokens)
+
+    def _init_sampler(self, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
+        """The chain of samplers, with a grammar that comes back where llama_cpp's ends the process."""
+        sampler = super()._init_sampler(*args, **kwargs)
+        if grammar is not None:
+            grammars.add(sampler, self._model.vocab, grammar)
+        return sampler
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """Sample a token, as llama_cpp does.
+
+        Raises:
+            GrammarError: a ``ValueError``: the grammar cannot be used, or no token continues the text as it wants it.
+        """
+        token: int = super().sample(*args, **kwargs)
+        grammars.check_sampled()
+        return token
 
     def _evaluate_again(self) -> None:
         """Fill the cache anew with the tokens so far: it cannot be cut at ``n_tokens``.
