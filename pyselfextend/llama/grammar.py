@@ -12,6 +12,7 @@ from ..errors import GrammarError
 _library = _native.load()  # before llama_cpp, which it imports with our library
 
 import llama_cpp  # noqa: E402
+from llama_cpp.llama_grammar import LlamaGrammar  # noqa: E402
 
 __all__ = ["add", "check_sampled"]
 
@@ -56,7 +57,7 @@ def check_sampled() -> None:
 
 
 def _text(grammar: Any, name: str) -> str:
-    if not isinstance(grammar, llama_cpp.LlamaGrammar):
+    if not isinstance(grammar, LlamaGrammar):
         raise GrammarError(
             f"grammar is of type {type(grammar).__name__}; it must be a LlamaGrammar, such as from_string() returns"
         )

@@ -17,7 +17,7 @@ struct llama_self_extend_grammar_fault {
 };
 
 // The most stacks (readings of what has been sampled) that are followed at a time. llama.cpp compares each with each.
-constexpr size_t LLAMA_SELF_EXTEND_GRAMMAR_MAX_STACKS = 65536;
+constexpr size_t LLAMA_SELF_EXTEND_GRAMMAR_MAX_STACKS = 20000;
 
 // Read a grammar as llama.cpp's parser does, with the place of what is wrong. Afterwards its rules are in the parser.
 std::optional<llama_self_extend_grammar_fault> llama_self_extend_grammar_parse(
