@@ -104,6 +104,8 @@ class Library:
         self._get_memory = _function(
             cdll, "get_memory", ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Memory), ctypes.c_int32
         )
+        self._guard_begin = _function(cdll, "guard_begin", None)
+        self._guard_end = _function(cdll, "guard_end", ctypes.c_char_p)
         self._device_is_fused = _function(cdll, "device_is_fused", ctypes.c_bool, ctypes.c_char_p)
         self._sampler_init_grammar = _function(
             cdll, "sampler_init_grammar", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p
@@ -119,6 +121,14 @@ class Library:
     def last_error(self) -> str:
         """Why the calling thread's last set_next() or llama_init_from_model() failed; empty if not for SelfExtend."""
         return str(self._last_error().decode("utf-8"))
+
+    def guard_begin(self) -> None:
+        """From here on what would end the process, while this thread loads a model or makes a context, makes it fail."""
+        self._guard_begin()
+
+    def guard_end(self) -> list[str]:
+        """The errors that llama.cpp has logged in this thread since ``guard_begin``."""
+        return list(filter(None, self._guard_end().decode("utf-8", "replace").splitlines()))
 
     def get_info(self, ctx: Any) -> SelfExtendInfo | None:
         """What is in force in a ``llama_context *``. None: the context is plain."""

@@ -21,7 +21,7 @@ _library = _native.load()  # before llama_cpp, which it imports with our library
 import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from . import grammar as grammars  # noqa: E402
+from . import grammar as grammars, model_file  # noqa: E402
 
 __all__ = ["Llama"]
 
@@ -74,10 +74,11 @@ class Llama(llama_cpp.Llama):
         self._config = SelfExtendConfig(ga_n, ga_w)
         self._self_extend: SelfExtendInfo | None = None
         try:
-            if self._config.is_plain:
-                super().__init__(model_path, **kwargs)
-            else:
-                self._init_extended(model_path, **kwargs)
+            with model_file.opening(model_path):
+                if self._config.is_plain:
+                    super().__init__(model_path, **kwargs)
+                else:
+                    self._init_extended(model_path, **kwargs)
         except BaseException:
             self.close()
             raise
