@@ -123,7 +123,7 @@ class Library:
         return str(self._last_error().decode("utf-8"))
 
     def guard_begin(self) -> None:
-        """From here on what would end the process, while this thread loads a model or makes a context, makes it fail."""
+        """From here on, what would end the process while this thread loads a model or makes a context makes it fail."""
         self._guard_begin()
 
     def guard_end(self) -> list[str]:

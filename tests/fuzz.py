@@ -72,7 +72,9 @@ class Worker:
         return f"status {status}: {words[-1][:300] if words else 'without a word'}"
 
 
-def run(kind: str, folder: Path, seeds: range, progress: Callable[[int], None] = lambda n: None) -> Iterator[Fault | str]:
+def run(
+    kind: str, folder: Path, seeds: range, progress: Callable[[int], None] = lambda n: None
+) -> Iterator[Fault | str]:
     """What came of each input, in order."""
     left = seeds
     while left:

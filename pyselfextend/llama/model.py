@@ -21,7 +21,8 @@ _library = _native.load()  # before llama_cpp, which it imports with our library
 import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from . import grammar as grammars, model_file  # noqa: E402
+from . import grammar as grammars  # noqa: E402
+from . import model_file, templates  # noqa: E402
 
 __all__ = ["Llama"]
 
@@ -70,15 +71,18 @@ class Llama(llama_cpp.Llama):
         ValueError: the model could not be loaded, as in ``llama_cpp.Llama``.
     """
 
+    metadata = templates.Metadata()
+
     def __init__(self, model_path: str, *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any) -> None:
         self._config = SelfExtendConfig(ga_n, ga_w)
         self._self_extend: SelfExtendInfo | None = None
         try:
-            with model_file.opening(model_path):
+            with model_file.opening(model_path, **kwargs):
                 if self._config.is_plain:
                     super().__init__(model_path, **kwargs)
                 else:
                     self._init_extended(model_path, **kwargs)
+            templates.add_broken(self, **kwargs)
         except BaseException:
             self.close()
             raise

@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from .. import _native
+from .. import _native, gguf_file
 from ..errors import ModelFileError, SettingError
+from ..model_info import model_info
 
 __all__ = ["opening"]
 
@@ -16,17 +18,32 @@ _library = _native.load()
 
 
 @contextmanager
-def opening(path: str | os.PathLike[str]) -> Iterator[None]:
+def opening(
+    path: str | os.PathLike[str], *, vocab_only: bool = False, kv_overrides: Mapping[str, Any] | None = None, **_: Any
+) -> Iterator[None]:
     """Around what loads a model and makes its context: an assertion of llama.cpp that fails is an exception.
 
+    Args:
+        path: the file.
+        vocab_only, kv_overrides: as ``llama_cpp.Llama`` takes them, whose other arguments are ignored.
+
     Raises:
-        ModelFileError: the file cannot be loaded; the message says why, in llama.cpp's words where it knows more.
-        SettingError: the context cannot be made.
+        ModelFileError: the file cannot be loaded. The message says why: as ``model_info`` does, which reads it first,
+            or in llama.cpp's words.
+        SettingError: the context cannot be made; the message has llama.cpp's words.
     """
+    if vocab_only:
+        gguf_file.read(path, vocab_only=True)
+    else:
+        model_info(path, kv_overrides)
     _library.guard_begin()
     errors = None
     try:
         yield
+    except UnicodeDecodeError as error:  # llama_cpp reads what metadata say of tokens
+        raise ModelFileError(
+            f"{path} is damaged: a text in it is not UTF-8: {gguf_file.shown(error.object)}"
+        ) from error
     except ValueError as error:
         errors = _library.guard_end()
         what = str(error)
