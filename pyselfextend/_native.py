@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,13 @@ class Library:
         self._get_memory = _function(
             cdll, "get_memory", ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Memory), ctypes.c_int32
         )
+        self._guard_begin = _function(cdll, "guard_begin", None)
+        self._guard_end = _function(cdll, "guard_end", ctypes.c_char_p)
         self._device_is_fused = _function(cdll, "device_is_fused", ctypes.c_bool, ctypes.c_char_p)
+        self._sampler_init_grammar = _function(
+            cdll, "sampler_init_grammar", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p
+        )
+        self._grammar_error = _function(cdll, "grammar_error", ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64))
         self._build_info = _function(cdll, "build_info", ctypes.c_char_p)
         self._kernel_isa = _function(cdll, "kernel_isa", ctypes.c_char_p)
 
@@ -115,6 +122,20 @@ class Library:
     def last_error(self) -> str:
         """Why the calling thread's last set_next() or llama_init_from_model() failed; empty if not for SelfExtend."""
         return str(self._last_error().decode("utf-8"))
+
+    @contextmanager
+    def guarded(self) -> Iterator[list[str]]:
+        """While this thread loads a model, makes a context or reads a state: what would end the process makes it fail.
+
+        Yields:
+            The errors that llama.cpp has logged in this thread, when it has been left.
+        """
+        errors: list[str] = []
+        self._guard_begin()
+        try:
+            yield errors
+        finally:
+            errors += filter(None, self._guard_end().decode("utf-8", "replace").splitlines())
 
     def get_info(self, ctx: Any) -> SelfExtendInfo | None:
         """What is in force in a ``llama_context *``. None: the context is plain."""
@@ -165,6 +186,20 @@ class Library:
         None: whether any does for whose sake flash attention should be on; the CPU fuses without.
         """
         return bool(self._device_is_fused(None if device is None else device.encode("utf-8")))
+
+    def init_grammar(self, vocab: Any, grammar: bytes, root: bytes) -> int | None:
+        """A ``llama_sampler *`` that its owner frees, for a ``llama_vocab *``. None: ``grammar_error`` says why not."""
+        sampler: int | None = self._sampler_init_grammar(vocab, grammar, root)
+        return sampler
+
+    def grammar_error(self) -> tuple[str, int | None]:
+        """What went wrong with a grammar in this thread since the last call, and the offset in its text in bytes.
+
+        Empty: nothing. None: it is not at one place.
+        """
+        offset = ctypes.c_int64(-1)
+        message = str(self._grammar_error(ctypes.byref(offset)).decode("utf-8", "replace"))
+        return message, None if offset.value < 0 else offset.value
 
     def build_info(self) -> dict[str, str]:
         """What the library was built from.

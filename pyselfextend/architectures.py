@@ -78,6 +78,9 @@ OTHER_CACHE = _names("minimax-m3 glm-dsa deepseek32 hy_v4 dots3note")
 
 DRAFT = _names("dflash eagle3")
 
+#: All dimensions of a head are turned, or llama.cpp refuses the model.
+WHOLE_ROPE = _names("llama deci falcon llama-embed")
+
 #: With windows: layers without one have no RoPE.
 ROPE_IN_WINDOWS_ONLY = _names("cohere2 exaone-moe exaone4 muse-glimmer")
 

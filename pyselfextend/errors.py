@@ -6,7 +6,8 @@
     ├── SettingError(ValueError)          a setting that is not allowed, by itself or with this model
     │   ├── NotAnIntegerError(TypeError)  a setting that is not an integer
     │   ├── WrongTypeError(TypeError)     an argument that is not of a type that is taken
-    │   └── UnknownArgumentError          an argument that does not exist; a TypeError as well
+    │   ├── UnknownArgumentError          an argument that does not exist; a TypeError as well
+    │   └── GrammarError                  a grammar that cannot be used, or that no token of the model continues
     ├── ContextFullError(ValueError)      tokens that do not fit into the context
     ├── StateError(RuntimeError)          a saved state that is not one of this instance, or not whole
     ├── ShiftError(RuntimeError)          a context that cannot be shifted
@@ -29,6 +30,7 @@ __all__ = [
     "ContextFullError",
     "DemoError",
     "EvalError",
+    "GrammarError",
     "MissingExtraError",
     "ModelFileError",
     "NativeLibraryError",
@@ -65,6 +67,13 @@ class WrongTypeError(SettingError, TypeError):
 
 class UnknownArgumentError(SettingError, TypeError):
     """An argument does not exist. The message names those that are spelt like it."""
+
+
+class GrammarError(SettingError):
+    """A grammar cannot be used, or the model has no token that continues the text as the grammar wants it.
+
+    The message says where in the grammar. The instance stays usable.
+    """
 
 
 class ContextFullError(SelfExtendError, ValueError):

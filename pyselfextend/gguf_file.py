@@ -15,7 +15,7 @@ import re
 import reprlib
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,7 +33,11 @@ ALIGNMENT = 32  # of the tensors, where the file names none
 N_DIMS_MAX = 4  # GGML_MAX_DIMS
 N_NAME_MAX = 63  # bytes of a tensor's name: GGML_MAX_NAME and its end
 N_KEY_MAX = 65535  # bytes of a key
+TOKENS = "tokenizer.ggml.tokens"
 N_STRINGS_MAX = 2**24  # in an array; no vocabulary comes near it
+
+N_TEXT = struct.Struct("<Q")  # before each text
+N_BLOCK = 2**18  # bytes of the file that are read at a time
 
 #: Longer values are passed over. No array that describes layers is longer (LLAMA_MAX_LAYERS).
 N_ARRAY_READ = 512
@@ -139,8 +143,10 @@ def shown(value: object) -> str:
     return limits.repr(value)
 
 
-def read(path: str | os.PathLike[str]) -> GGUFFile:
+def read(path: str | os.PathLike[str], *, vocab_only: bool = False) -> GGUFFile:
     """Read metadata and tensor list of a model. The parts of a split model are found beside its first.
+
+    vocab_only: a file without tensors will do, as one that holds a vocabulary alone.
 
     Raises:
         ModelFileError: it is missing, is no regular file, cannot be read, is not GGUF, or of a version or byte order
@@ -156,7 +162,7 @@ def read(path: str | os.PathLike[str]) -> GGUFFile:
             raise ModelFileError(f"{part} is not part {len(parts) + 1} of the model that begins with {path}")
         parts.append(part)
         tensors += more
-    if not tensors:
+    if not tensors and not vocab_only:
         raise ModelFileError(f"{path} holds no tensors, so it is no model")
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise ModelFileError(f"{path} is damaged: two of its parts hold the same tensor")
@@ -282,14 +288,17 @@ class _Parser:
             return number
         if kind == GGUFValueType.STRING:
             n = self.number("<Q")
-            return self.skip(n) if n > N_TEXT_READ else self.take(n).decode("utf-8", errors="replace")
+            return self.skip(n) if n > N_TEXT_READ else self.decoded(self.take(n), shown(key))
 
         kind, n = self.kind(key), self.number("<Q")
         if kind == GGUFValueType.STRING:
             if n > N_STRINGS_MAX:
                 raise _FileProblem(f"is damaged: {shown(key)} has {n} strings")
-            for _ in range(n):
-                self.skip(self.number("<Q"))
+            if key == TOKENS:
+                self.tokens(n)
+            else:
+                for _ in self.texts(n):
+                    pass
             return Skipped(n)
         if kind not in SCALARS:
             raise _FileProblem(f"is damaged: {shown(key)} is an array of arrays")
@@ -298,6 +307,36 @@ class _Parser:
             self.skip(n * struct.calcsize(form))
             return Skipped(n)
         return tuple(self.number(form) for _ in range(n))
+
+    def tokens(self, n: int) -> None:
+        """A vocabulary, in which llama.cpp takes a token's text up to a NUL and wants each once."""
+        found: set[bytes] = set()
+        for i, text in enumerate(self.texts(n)):
+            token = text.partition(b"\0")[0] or b"[EMPTY_%d]" % i
+            if token in found:
+                raise _FileProblem(
+                    f"is damaged: its vocabulary has the token {shown(token.decode(errors='replace'))} twice"
+                )
+            found.add(token)
+
+    def texts(self, n: int) -> Iterator[bytes]:
+        """The next n texts. They are cut from blocks of the file: of a vocabulary there are hundreds of thousands."""
+        data, begin = b"", 0
+        for _ in range(n):
+            if len(data) < begin + 8:
+                data, begin = self.block(data[begin:], 8), 0
+            end = begin + 8 + N_TEXT.unpack_from(data, begin)[0]
+            if len(data) < end:
+                data, begin, end = self.block(data[begin:], end - begin), 0, end - begin
+            yield data[begin + 8 : end]
+            begin = end
+        self.file.seek(begin - len(data), os.SEEK_CUR)
+        self.pos += begin - len(data)
+
+    def block(self, data: bytes, n: int) -> bytes:
+        """At least n bytes that begin with what has been read, and more that follow."""
+        data += self.take(n - len(data))
+        return data + self.take(min(N_BLOCK, self.size - self.pos))
 
     def kind(self, key: str) -> GGUFValueType:
         number = self.number("<I")
@@ -310,7 +349,13 @@ class _Parser:
         n = self.number("<Q")
         if n > n_max and self.pos + n <= self.size:
             raise _FileProblem(f"is damaged: {what} has {n} bytes, more than {n_max}")
-        return self.take(n).decode("utf-8", errors="replace")
+        return self.decoded(self.take(n), what)
+
+    def decoded(self, data: bytes, what: str) -> str:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise _FileProblem(f"is damaged: {what} is not UTF-8: {shown(data)}") from None
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]

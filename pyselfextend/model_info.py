@@ -6,11 +6,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import architectures, gguf_file
-from .gguf_file import Tensor, shown
+from . import architectures, gguf_file, model_checks
+from .gguf_file import Scalar, Tensor, shown
 from .metadata import N_HEAD_MAX, Keys
 
 __all__ = ["Layer", "ModelInfo", "Rope", "model_info"]
@@ -147,20 +147,28 @@ class ModelInfo:
         return tuple(layer for layer in self.layers if layer.window)
 
 
-def model_info(path: str | os.PathLike[str]) -> ModelInfo:
+def model_info(path: str | os.PathLike[str], overrides: Mapping[str, Scalar] | None = None) -> ModelInfo:
     """Read what a file says about its model.
+
+    Args:
+        path: the file; of a split model, the first.
+        overrides: metadata in the place of the file's, by whole keys, as llama.cpp's ``kv_overrides``.
 
     Raises:
         ModelFileError: the file cannot be read (see ``gguf_file.read``), is not a language model, or its metadata are
-            not such that llama.cpp can load it.
+            not such that llama.cpp can load it and evaluate a token.
     """
     file = gguf_file.read(path)
+    file = replace(file, metadata={**file.metadata, **(overrides or {})})
     keys = Keys(file)
     arch = keys.architecture
     n_block = keys.integer("block_count", 1, N_LAYER_MAX)
     n_ctx_train = keys.integer("context_length", 1)
     n_embd = keys.integer("embedding_length", 1)
     layers = _layers(keys, n_block, n_embd)
+    rope = _rope(keys, layers, {tensor.name for tensor in file.tensors})
+    model_checks.epsilons(keys)
+    model_checks.vocabulary(keys)
     embeddings = next((tensor.shape for tensor in file.tensors if tensor.name == "token_embd.weight"), ())
     types = Counter(tensor.type for tensor in file.tensors)
     name = file.metadata.get("general.name")
@@ -180,7 +188,7 @@ def model_info(path: str | os.PathLike[str]) -> ModelInfo:
         n_embd=n_embd,
         n_vocab=embeddings[1] if len(embeddings) == 2 else 0,
         n_ff=_n_ff(keys, n_block),
-        rope=_rope(keys, layers, {tensor.name for tensor in file.tensors}),
+        rope=rope,
         has_learned_positions=any(tensor.name == "position_embd.weight" for tensor in file.tensors),
         layers=layers,
         has_plain_cache=not (
@@ -326,11 +334,7 @@ def _rope(keys: Keys, layers: tuple[Layer, ...], tensors: set[str]) -> Rope:
     return Rope(
         freq_base=keys.positive("rope.freq_base", FREQ_BASE),
         freq_base_swa=keys.positive("rope.freq_base_swa", FREQ_BASE) if has_base_swa else None,
-        n_rot=(
-            keys.integer("rope.dimension_count", 0, N_HEAD_MAX, layers[0].n_embd_head_k)
-            if any(layer.has_rope for layer in layers)
-            else 0
-        ),
+        n_rot=model_checks.n_rot(keys, layers) if any(layer.has_rope for layer in layers) else 0,
         scaling=scaling,
         factor=factor,
         n_ctx_orig=n_ctx_orig or None,

@@ -63,6 +63,7 @@ def test_public_names() -> None:
         "ContextFullError",
         "DemoError",
         "EvalError",
+        "GrammarError",
         "Llama",
         "MissingExtraError",
         "ModelFileError",

@@ -137,7 +137,7 @@ def test_a_failed_construction_frees_the_model(open_tiny: Open, monkeypatch: pyt
 
 
 def test_a_failed_construction_leaves_no_setting_behind(open_tiny: Open, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="there is no file"):
         Llama(str(tmp_path / "missing.gguf"), ga_n=4, verbose=False)
     assert _native.load().get_info(open_tiny()._ctx.ctx) is None
 

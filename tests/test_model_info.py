@@ -64,7 +64,7 @@ def test_an_architecture_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
     plan = make_plan(path)
     assert plan.model.refused == "architecture 'gpt9' is not known to this version of llama.cpp"
     assert plan.memory == ()
-    with pytest.raises(ValueError, match="Failed to load model"):
+    with pytest.raises(ValueError, match="unknown model architecture: 'gpt9'"):
         engine(path)
 
 

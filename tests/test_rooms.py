@@ -12,6 +12,7 @@ ROOMS: dict[str, set[str]] = {
     "positions": set(),
     "params": {"positions"},
     "rope": set(),
+    "grammar": set(),
     "state": {"params"},
     "attention": set(),
     "attention/cpu": {"attention"},

@@ -68,6 +68,13 @@ extern "C" {
     // The string is valid until the thread's next such call.
     LLAMA_API const char * llama_self_extend_last_error(void);
 
+    // From begin to end, an assertion of llama.cpp or ggml that fails in the calling thread is an exception instead of the end of the
+    // process. llama_model_load_from_file(), llama_init_from_model() and llama_adapter_lora_init() catch it and return NULL; no other
+    // call of llama.cpp that may fail belongs in between. They can be nested.
+    // The end returns the errors that were logged in the thread since the outermost begin, each on a line; valid until the next begin.
+    LLAMA_API void         llama_self_extend_guard_begin(void);
+    LLAMA_API const char * llama_self_extend_guard_end  (void);
+
     // Fill in what is in force in a context. Returns false if the context is plain; *info is then set to zero.
     LLAMA_API bool llama_self_extend_get_info(const struct llama_context * ctx, struct llama_self_extend_info * info);
 
@@ -103,6 +110,22 @@ extern "C" {
 
     // The instructions that fused attention uses on this processor: "avx512", "avx2", "neon", or "portable" for none in particular.
     LLAMA_API const char * llama_self_extend_kernel_isa(void);
+
+    //
+    // grammars
+    //
+
+    // A sampler like that of llama_sampler_init_grammar(). A grammar that cannot be used gives NULL. Where llama.cpp's ends the process, as
+    // when no token continues the text, this one takes part no longer: any token may be sampled then, and it is not to be used.
+    // In both cases llama_self_extend_grammar_error() says why.
+    LLAMA_API struct llama_sampler * llama_self_extend_sampler_init_grammar(
+            const struct llama_vocab * vocab,
+                          const char * grammar,
+                          const char * root);
+
+    // What has gone wrong with a grammar in the calling thread since the last call; empty: nothing.
+    // *offset is the place in the grammar's text, in bytes, or -1. The string is valid until the thread's next call.
+    LLAMA_API const char * llama_self_extend_grammar_error(int64_t * offset);
 
     //
     // positions: pure arithmetic, the same in pyselfextend.positions

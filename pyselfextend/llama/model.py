@@ -33,9 +33,9 @@ import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
 
-from . import log, states  # noqa: E402
+from . import grammar as grammars  # noqa: E402
+from . import model_file, states, templates  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
-from .chat_templates import KEY, broken_templates, handler_name, refuse  # noqa: E402
 from .completion import Ending, criteria_of, text_before  # noqa: E402
 from .guard import FORKED, Gone, Guard, check_process  # noqa: E402
 from .public import public  # noqa: E402
@@ -87,6 +87,8 @@ class Llama(llama_cpp.Llama):
         NotAnIntegerError: a ``ValueError`` and ``TypeError``: ``ga_n`` or ``ga_w`` is not an integer.
         ModelFileError: a ``ValueError``: the model or the LoRA adapter could not be loaded; the message says why.
     """
+
+    metadata = templates.Metadata()
 
     def __init__(
         self, model_path: str | os.PathLike[str], *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any
@@ -140,25 +142,18 @@ class Llama(llama_cpp.Llama):
             _library.set_next(1)  # in case that no context was created: the setting must not reach a later one
 
     def _create(self, model_path: str, **kwargs: Any) -> None:
-        with log.errors() as found:
+        with model_file.opening(model_path, **kwargs) as errors:
             try:
                 super().__init__(model_path, **kwargs)
-            except SelfExtendError:
-                raise
             except MemoryError as error:
                 raise SettingError(f"there is not enough memory: {error}") from error
-            except ValueError as error:
-                raise _why(error, model_path, found.reason) from error
         if self.lora_path and not self._lora_adapter:  # which llama_cpp does not see, and goes on
-            raise ModelFileError(
-                f"{self.lora_path} could not be loaded as a LoRA adapter of this model: {found.reason}"
-            )
+            reason = model_file.reason(errors)
+            raise ModelFileError(f"{self.lora_path} cannot be loaded as a LoRA adapter of this model: {reason}")
 
-    def _complete(
-        self, seed: int | None = None, chat_format: str | None = None, chat_handler: Any = None, **_: Any
-    ) -> None:
+    def _complete(self, seed: int | None = None, **kwargs: Any) -> None:
         """What llama_cpp's constructor leaves different from what was asked for."""
-        self._refuse_broken_templates(is_chosen=chat_format is not None or chat_handler is not None)
+        templates.add_broken(self, **kwargs)
         if seed is not None:
             self._seed = seed % (SEED_MAX + 1)  # 0 is a seed
         self._pieces = Pieces(self._model.vocab)
@@ -169,23 +164,6 @@ class Llama(llama_cpp.Llama):
             self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
         if self._logits_all and len(self.scores) != n_ctx:
             self.scores = np.ndarray((n_ctx, self.n_vocab()), dtype=np.single)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The metadata of the model's file."""
-        return self._metadata
-
-    @metadata.setter
-    def metadata(self, found: dict[str, str]) -> None:
-        self._broken = broken_templates(found)
-        self._metadata = {key: value for key, value in found.items() if key not in self._broken}
-
-    def _refuse_broken_templates(self, is_chosen: bool) -> None:
-        """llama_cpp's constructor was not shown them: it would not open the model."""
-        for key, reason in self._broken.items():
-            self._chat_handlers[handler_name(key)] = refuse(self.model_path, key, reason)
-        if KEY in self._broken and not is_chosen:
-            self.chat_format = handler_name(KEY)
 
     @property
     def self_extend(self) -> SelfExtendInfo:
@@ -303,6 +281,7 @@ class Llama(llama_cpp.Llama):
 
         Raises:
             UsageError: there are no logits: nothing was evaluated since the instance was opened or loaded a state.
+            GrammarError: the grammar cannot be used, or no token continues the text as it wants it.
         """
         if self._requires_eval or self._n_outputs == 0:
             raise UsageError("there are no logits to sample from; evaluate tokens first")
@@ -310,13 +289,16 @@ class Llama(llama_cpp.Llama):
         self._sampled_after = last if idx is None else integer("idx", idx, last + 1 - self._n_outputs, last)
         token = super().sample(idx=idx, **kwargs)
         self._callbacks.raise_kept()
+        grammars.check_sampled()
         return int(token)
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        found = kwargs.pop("logits_processor", None)
+        found, grammar = kwargs.pop("logits_processor", None), kwargs.pop("grammar", None)
         if found is not None:
             kwargs["logits_processor"] = [processor(each, self._sampled) for each in found]
         sampler = super()._init_sampler(*args, **kwargs)
+        if grammar is not None:  # llama_cpp's ends the process where it cannot be followed
+            grammars.add(sampler, self._model.vocab, grammar)
         for _, custom in sampler.custom_samplers:
             custom.apply_func = self._callbacks.keep(custom.apply_func)
         return sampler
@@ -490,13 +472,14 @@ class Llama(llama_cpp.Llama):
         self.n_tokens = n_tokens - n_discard
         self._requires_eval = True  # the last logits are those of before
 
-    def _read_state(self, data: ctypes.Array[ctypes.c_uint8]) -> int:
+    def _read_state(self, data: ctypes.Array[ctypes.c_uint8]) -> tuple[int, str]:
+        """How many bytes llama.cpp has read of a state, 0 if it is none of this context, and why not."""
         if not self._config.is_plain:
             _library.set_next(1)  # forgets an earlier reason; plain is the default
-        return int(llama_cpp.llama_state_set_data(self._ctx.ctx, data, len(data)))
-
-    def _state_reason(self) -> str:
-        return "" if self._config.is_plain else _library.last_error()
+        with _library.guarded() as errors:
+            n_read = int(llama_cpp.llama_state_set_data(self._ctx.ctx, data, len(data)))
+        ours = "" if self._config.is_plain else _library.last_error()
+        return n_read, ours or (model_file.reason(errors) if errors else "")
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = llama_cpp.Llama.__getstate__(self)
@@ -541,14 +524,6 @@ class _Path(str):
 
     def encode(self, *_: Any, **__: Any) -> bytes:
         return str.encode(self, sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
-
-
-def _why(error: ValueError, model_path: str, reason: str) -> ValueError:
-    if "llama_context" in str(error):
-        return SettingError(f"llama.cpp could not create a context for {model_path}: {reason or 'it does not say why'}")
-    if "load model" in str(error):
-        return ModelFileError(f"{model_path} could not be loaded as a model: {reason or 'llama.cpp does not say why'}")
-    return SettingError(str(error)) if "exist" not in str(error) else ModelFileError(str(error))
 
 
 def _attn() -> str:

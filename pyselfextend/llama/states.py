@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import TYPE_CHECKING
 
 import llama_cpp
 import numpy as np
 
 from ..errors import StateError, WrongTypeError
-from . import log
 
 if TYPE_CHECKING:
     from .model import Llama
@@ -29,12 +29,9 @@ def load(llm: Llama, state: llama_cpp.LlamaState) -> None:
     _check(llm, state)
     data = (ctypes.c_uint8 * len(state.llama_state)).from_buffer_copy(state.llama_state)
     n_tokens = state.n_tokens
-    with log.errors() as found:
-        n_read = llm._read_state(data)
+    n_read, errors = llm._read_state(data)
     if n_read != len(data):
-        reason = (
-            llm._state_reason() or found.reason or "it is not a state of this model's architecture, or it is damaged"
-        )
+        reason = errors or "it is not a state of this model's architecture, or it is damaged"
         _keep(llm, reason, is_whole=n_read == 0 and not llm._config.is_plain)
     if llama_cpp.llama_memory_seq_pos_max(llm._ctx.memory, 0) + 1 < n_tokens:
         _keep(llm, f"it says that it has {n_tokens} tokens, and has fewer", is_whole=False)
@@ -60,6 +57,8 @@ def _check(llm: Llama, state: llama_cpp.LlamaState) -> None:
     n_ctx = len(llm.input_ids)
     if not data.nbytes:
         raise StateError("the state cannot be loaded: it is empty")
+    if int.from_bytes(data[:4], sys.byteorder) > data.nbytes:  # the length of a name: llama.cpp would make room for it
+        raise StateError("the state cannot be loaded: it is damaged")
     if not 0 <= n_tokens <= n_ctx:
         raise StateError(
             f"the state cannot be loaded: it has {n_tokens} tokens, more than the context of {n_ctx} tokens"
