@@ -33,7 +33,7 @@ import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
 
-from . import log, states  # noqa: E402
+from . import log, prompt_cache, states  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
 from .chat_templates import KEY, broken_templates, handler_name, refuse  # noqa: E402
 from .completion import Ending, criteria_of, text_before  # noqa: E402
@@ -88,6 +88,8 @@ class Llama(llama_cpp.Llama):
         ModelFileError: a ``ValueError``: the model or the LoRA adapter could not be loaded; the message says why.
     """
 
+    cache = prompt_cache.CacheAttribute()
+
     def __init__(
         self, model_path: str | os.PathLike[str], *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any
     ) -> None:
@@ -99,6 +101,7 @@ class Llama(llama_cpp.Llama):
         self._n_outputs = 0  # of the last tokens, that have logits
         check_names(kwargs, _NAMES, "Llama()")
         kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
+        self._files = prompt_cache.identity(kwargs["model_path"], kwargs.get("lora_path"))
         try:
             with _opening:
                 self._open(_Path(kwargs.pop("model_path")), **kwargs)
