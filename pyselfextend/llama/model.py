@@ -33,7 +33,7 @@ import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
 
-from . import log, prompt_cache, states  # noqa: E402
+from . import log, prompt_cache, states, windows  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
 from .chat_templates import KEY, broken_templates, handler_name, refuse  # noqa: E402
 from .completion import Ending, criteria_of, text_before  # noqa: E402
@@ -275,7 +275,7 @@ class Llama(llama_cpp.Llama):
                 f"{len(found)} tokens after {self.n_tokens} do not fit into the context of {room} tokens; "
                 f"give at most {room - self.n_tokens}, or create the model with a larger n_ctx"
             )
-        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) or windows.have_forgotten(self):
             self._evaluate_again()
         self._evaluate(found)
 
