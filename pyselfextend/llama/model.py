@@ -433,7 +433,12 @@ class Llama(llama_cpp.Llama):
                     RuntimeWarning,
                     stacklevel=3,
                 )
-        return super().embed(input, normalize, truncate, return_count)
+        if isinstance(input, str) or int(self.pooling_type()) != llama_cpp.LLAMA_POOLING_TYPE_NONE:
+            return super().embed(input, normalize, truncate, return_count)
+        # of several texts in a batch, llama_cpp takes the tokens' embeddings of all but the first from other places
+        found = [super(Llama, self).embed(text, normalize, truncate, return_count=True) for text in input]
+        embeddings = [each for each, _ in found]
+        return (embeddings, sum(n for _, n in found)) if return_count else embeddings
 
     # -- states
 
