@@ -258,6 +258,17 @@ class Llama(llama_cpp.Llama):
 
     # -- evaluation
 
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens have been evaluated. A smaller number goes back to an earlier point."""
+        return self._n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, value: int) -> None:
+        if value < getattr(self, "_n_tokens", 0):
+            self._requires_eval = True  # the logits are those after the last token: llama_cpp would sample from them
+        self._n_tokens = value
+
     @public(changes=True)
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after the ``n_tokens`` that have been evaluated.
