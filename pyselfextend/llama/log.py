@@ -13,7 +13,8 @@ import llama_cpp
 __all__ = ["errors"]
 
 ERROR = 3  # GGML_LOG_LEVEL_ERROR
-_lock = threading.RLock()
+_lock = threading.Lock()
+_n_entered = 0  # there is one log for all threads
 
 
 class Errors:
@@ -29,23 +30,53 @@ class Errors:
         return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
+class _Thread(threading.local):
+    """What this thread collects."""
+
+    found: Errors | None = None
+
+
+_thread = _Thread()
+_before: Any = (llama_cpp.llama_log_callback(), ctypes.c_void_p())
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _collect(level: int, text: bytes, _: Any) -> None:
+    """Never freed: another thread may be in it, or about to be, when the log is set back."""
+    if _thread.found is not None and level == ERROR and text:
+        _thread.found.lines.append(text.decode("utf-8", errors="replace"))
+    callback, user_data = _before
+    if callback:
+        callback(level, text, user_data)
+
+
 @contextmanager
 def errors() -> Iterator[Errors]:
-    """Collects them while it is entered, and hands them on. One thread at a time: llama.cpp has one log."""
-    found = Errors()
+    """Collects those of this thread while it is entered, and hands them on."""
+    outer, found = _thread.found, Errors()
+    _enter()
+    _thread.found = found
+    try:
+        yield found
+    finally:
+        _thread.found = outer
+        _leave()
+
+
+def _enter() -> None:
+    global _before, _n_entered
     with _lock:
-        callback, user_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-        llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(user_data))
+        _n_entered += 1
+        if _n_entered == 1:
+            callback, user_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+            llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(user_data))
+            _before = callback, user_data
+            llama_cpp.llama_log_set(_collect, ctypes.c_void_p())
 
-        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-        def collect(level: int, text: bytes, _: Any) -> None:
-            if level == ERROR and text:
-                found.lines.append(text.decode("utf-8", errors="replace"))
-            if callback:
-                callback(level, text, user_data)
 
-        llama_cpp.llama_log_set(collect, ctypes.c_void_p())
-        try:
-            yield found
-        finally:
-            llama_cpp.llama_log_set(callback, user_data)
+def _leave() -> None:
+    global _n_entered
+    with _lock:
+        _n_entered -= 1
+        if _n_entered == 0:
+            llama_cpp.llama_log_set(*_before)
