@@ -24,6 +24,7 @@ from pyselfextend import (
     SelfExtendError,
     SelfExtendInfo,
     SettingError,
+    UsageError,
     _native,
     positions,
 )
@@ -476,6 +477,21 @@ def test_rolling_back(open_tiny: Open, keep: int, flash_attn: bool) -> None:
     assert llm.n_tokens == keep + len(others)
     assert list(llm.eval_tokens) == tokens[:keep] + others
     assert np.allclose(last_logits(llm), last_logits(fresh), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("ga_n", [1, 4])
+def test_going_on_from_just_where_it_was_rolled_back_to(open_tiny: Open, ga_n: int) -> None:
+    """There are no logits of the last token: it is evaluated again."""
+    tokens = some_tokens(300)
+    llm = open_tiny(ga_n=ga_n)
+    expected = complete(llm, tokens[:100])
+    llm.eval(some_tokens(100, seed=1))
+    llm.n_tokens = 100
+    assert complete(llm, tokens[:100]) == expected
+    llm.n_tokens = 50
+    with pytest.raises(UsageError, match="there are no logits to sample from"):
+        llm.sample()
+    assert complete(llm, tokens[:100]) == expected
 
 
 def test_a_refused_roll_back_evaluates_again(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:

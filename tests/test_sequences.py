@@ -7,34 +7,14 @@ compared with the same tokens evaluated in one go in a context of their own.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from context import ATTN, Context, open_model, rounding_of_batches
-from reference import Array
-
-N_TEXT = 700
-GA_N = 4
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model, a window, three texts with their logits, and how far the F16 cache of the tests may be from those."""
-
-    model: Any
-    ga_w: int
-    texts: list[tuple[list[int], Array]]  # tokens, logits [N_TEXT, n_vocab]
-    bound: float
-    has_windows: (
-        bool  # layers with a window of their own forget, copied, saved or when room is short: they are llama.cpp's
-    )
-
-    def check(self, logits: Array, exact: Array) -> None:
-        assert np.abs(logits - exact).max() < self.bound
+from context import ATTN, Context, open_model
+from random_edits import GA_N, N_TEXT, Case, Edits, make_case
 
 
 @pytest.fixture(
@@ -45,21 +25,9 @@ class Case:
     ids=lambda param: f"{param[0]}-{param[1]}",
 )  # fmt: skip
 def case(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Iterator[Case]:
-    """Each text is evaluated in one batch in a context of its own, with an F32 cache. What an F16 cache does to that is
-    the engine's own rounding, and on a device what other batches do to it; a key that was turned back from the far part
-    is rounded once more. Wrong keys in a window make a hundred times more.
-    """
     name, ga_w = request.param
     with open_model(tiny_models[name]) as model:
-        texts, rounding = [], 0.0
-        for seed in range(3):
-            tokens = np.random.default_rng(seed).integers(3, 200, N_TEXT).tolist()
-            exact, rounded = (solo(model, ga_w, tokens, cache) for cache in (0, 1))
-            texts.append((tokens, exact))
-            rounding = max(rounding, float(np.abs(rounded - exact).max()))
-        rounding = max(rounding, rounding_of_batches(model, GA_N, ga_w, texts[0][0]))
-        assert rounding < 0.2  # logits have a standard deviation of 1 to 3
-        yield Case(model, ga_w, texts, 2.5 * rounding, name.startswith("gemma"))
+        yield make_case(model, ga_w, name.startswith("gemma"))
 
 
 @pytest.fixture
@@ -68,78 +36,17 @@ def model_llama(tiny_model: Path) -> Iterator[Any]:
         yield model
 
 
-def solo(model: Any, ga_w: int, tokens: list[int], cache: int) -> Array:
-    with Context(model, GA_N, ga_w, n_ubatch=512, type_k=cache, type_v=cache, flash_attn_type=0) as ctx:
-        return ctx.logits(tokens)
-
-
 @pytest.mark.parametrize("attn", ATTN)
 @pytest.mark.parametrize("flash", [0, 1])
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_random_edits(case: Case, unified: bool, seed: int, flash: int, attn: int) -> None:
-    texts, rng = case.texts, random.Random(seed)
-    n_seq = 3
-    held: dict[int, tuple[int, int]] = {}  # sequence -> (text, length)
-    done: dict[str, int] = {}
-
-    options: dict[str, Any] = {"n_seq_max": n_seq, "kv_unified": unified, "flash_attn_type": flash, "attn": attn}
-    with Context(case.model, GA_N, case.ga_w, **options) as ctx:
-
-        def grow(sequences: Sequence[int], n: int) -> None:
-            batch, exact = [], []
-            for seq in sequences:
-                text, length = held.get(seq, (rng.randrange(3), 0))
-                end = min(length + n, N_TEXT)
-                held[seq] = (text, end)
-                tokens, logits = texts[text]
-                batch += [(tokens[pos], pos, seq) for pos in range(length, end)]
-                exact += [logits[pos] for pos in range(length, end)]
-            if batch:
-                status, logits = ctx.decode(batch)
-                assert status == 0
-                assert np.abs(logits - np.array(exact)).max() < case.bound, (sequences, held)
-
+    edits = Edits(case, random.Random(seed), kv_unified=unified, flash_attn_type=flash, attn=attn)
+    with edits.ctx:
         for _ in range(40):
-            seq, other = rng.randrange(n_seq), rng.randrange(n_seq)
-            what = rng.choices(["grow", "together", "cut", "remove", "copy", "keep", "state"], [6, 3, 5, 1, 2, 0.3, 1])[
-                0
-            ]
-            if what == "grow":
-                grow([seq], rng.choice([1, 1, 5, 40, 100, 300]))
-            elif what == "together":
-                grow(sorted(held), rng.choice([1, 4, 50]))
-            elif what == "cut" and held.get(seq, (0, 0))[1] > 1:
-                text, length = held[seq]
-                keep = max(1, length - rng.choice([1, 3, 20, 70, 150, 400, 700]))
-                removed = ctx.remove(seq, keep)
-                assert removed or case.has_windows
-                held[seq] = (text, keep if removed else length)
-            elif what == "remove":
-                assert ctx.remove(seq, -1)
-                held.pop(seq, None)
-            elif what == "copy" and seq in held and other not in held:
-                text, length = held[seq]
-                # llama.cpp copies between streams only all, and of layers with windows only what they hold
-                is_part = unified and not case.has_windows
-                part = rng.randrange(1, length + 1) if is_part else length
-                ctx.copy(seq, other, part if is_part else -1)
-                held[other] = (text, part)
-            elif what == "keep" and seq in held and unified:  # with a stream each llama.cpp keeps the other streams
-                ctx.keep(seq)
-                held = {seq: held[seq]}
-            elif what == "state" and seq in held and seq != other:
-                room = ctx.load(ctx.save(seq), other)
-                assert room or unified, held  # sequences that share a buffer may leave too little of it
-                if room:
-                    held[other] = held[seq]
-            done[what] = done.get(what, 0) + 1
-            for s in range(n_seq):
-                length = held.get(s, (0, 0))[1]
-                assert ctx.pos_max(s) == length - 1, (what, held)
-                assert ctx.pos_min(s) == min(0, length - 1) or case.has_windows, (what, held)
-    assert done["grow"] > 5
-    assert done.get("cut", 0) > 1
+            edits.operate()
+    assert edits.done["grow"] > 5
+    assert edits.done["cut"] > 1
 
 
 def test_a_batch_is_cut_after_a_rollback(case: Case) -> None:

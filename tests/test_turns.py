@@ -262,3 +262,36 @@ def test_a_child_of_fork_says_so(tiny_model: Path, ga_n: int) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "text_completion"
     assert done.stderr == ""
+
+
+RACE = """
+import sys, threading, time
+import pyselfextend, llama_cpp
+settings = {"verbose": False, "n_threads": 1, "n_ctx": 1024, "n_threads_batch": 1}
+one, other = (pyselfextend.Llama(sys.argv[1], **settings) for _ in range(2))
+one.eval([5, 6, 7])
+state, end = one.save_state(), time.monotonic() + 4
+
+def load():
+    while time.monotonic() < end:
+        one.load_state(state)
+
+def open_contexts():
+    while time.monotonic() < end:
+        llama_cpp.llama_free(llama_cpp.llama_init_from_model(other.model, other.context_params))
+
+threads = [threading.Thread(target=work) for work in (load, open_contexts)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("done")
+"""
+
+
+def test_what_is_logged_while_another_thread_looks_for_errors(tiny_model: Path) -> None:
+    """llama.cpp has one log for all threads; the function that is given to it must outlive the calls of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", RACE, str(tiny_model)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]

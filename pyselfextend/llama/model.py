@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
 
 from . import grammar as grammars  # noqa: E402
-from . import model_file, states, templates  # noqa: E402
+from . import model_file, prompt_cache, states, templates, windows  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
 from .completion import Ending, criteria_of, text_before  # noqa: E402
 from .guard import FORKED, Gone, Guard, check_process  # noqa: E402
@@ -89,6 +89,7 @@ class Llama(llama_cpp.Llama):
     """
 
     metadata = templates.Metadata()
+    cache = prompt_cache.CacheAttribute()
 
     def __init__(
         self, model_path: str | os.PathLike[str], *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any
@@ -101,6 +102,7 @@ class Llama(llama_cpp.Llama):
         self._n_outputs = 0  # of the last tokens, that have logits
         check_names(kwargs, _NAMES, "Llama()")
         kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
+        self._files = prompt_cache.identity(kwargs["model_path"], kwargs.get("lora_path"))
         try:
             with _opening:
                 self._open(_Path(kwargs.pop("model_path")), **kwargs)
@@ -233,6 +235,17 @@ class Llama(llama_cpp.Llama):
 
     # -- evaluation
 
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens have been evaluated. A smaller number goes back to an earlier point."""
+        return self._n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, value: int) -> None:
+        if value < getattr(self, "_n_tokens", 0):
+            self._requires_eval = True  # the logits are those after the last token: llama_cpp would sample from them
+        self._n_tokens = value
+
     @public(changes=True)
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after the ``n_tokens`` that have been evaluated.
@@ -250,7 +263,7 @@ class Llama(llama_cpp.Llama):
                 f"{len(found)} tokens after {self.n_tokens} do not fit into the context of {room} tokens; "
                 f"give at most {room - self.n_tokens}, or create the model with a larger n_ctx"
             )
-        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) or windows.have_forgotten(self):
             self._evaluate_again()
         self._evaluate(found)
 
@@ -412,7 +425,12 @@ class Llama(llama_cpp.Llama):
                     RuntimeWarning,
                     stacklevel=3,
                 )
-        return super().embed(input, normalize, truncate, return_count)
+        if isinstance(input, str) or int(self.pooling_type()) != llama_cpp.LLAMA_POOLING_TYPE_NONE:
+            return super().embed(input, normalize, truncate, return_count)
+        # of several texts in a batch, llama_cpp takes the tokens' embeddings of all but the first from other places
+        found = [super(Llama, self).embed(text, normalize, truncate, return_count=True) for text in input]
+        embeddings = [each for each, _ in found]
+        return (embeddings, sum(n for _, n in found)) if return_count else embeddings
 
     # -- states
 
