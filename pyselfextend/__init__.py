@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _interrupt as _interrupt  # isort: skip  # first: it is about the imports that follow
+
 from . import _native
 from .config import SelfExtendConfig, SelfExtendInfo
 from .errors import (
