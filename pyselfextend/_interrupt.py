@@ -4,8 +4,6 @@ The package imports this before all else, as the imports are most of a start. It
 the package's own commands; in every other program the handler is that program's.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
