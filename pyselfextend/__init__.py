@@ -4,7 +4,7 @@ Importing the package makes sure that llama_cpp, whenever it is imported, loads 
 itself is loaded and verified when ``Llama`` is first used. ``config``, ``errors`` and ``positions`` never load it.
 """
 
-from __future__ import annotations
+from . import _interrupt as _interrupt  # isort: skip  # before all else: it is about the imports that follow
 
 from typing import TYPE_CHECKING, Any
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import select
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
-from .commands._command import COMMAND_PATH, COMPLETE_VARIABLE, EXIT_ERROR, EXIT_INTERRUPTED, LazyGroup
-from .errors import SelfExtendError
+from . import _interrupt, terminal
+from ._interrupt import EXIT_INTERRUPTED
+from .commands._command import COMMAND_PATH, COMPLETE_VARIABLE, EXIT_ERROR, LazyGroup
+from .errors import BenchError, SelfExtendError
 
 __all__ = ["COMMANDS", "main", "program"]
 
@@ -53,53 +54,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the name of the program. None: those of the process, which may be a shell's request for
             completions as well.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # the name of a model may not be ASCII where the terminal is
+    terminal.prepare()
+    meta: dict[str, Any] = {}
     try:
-        if arguments is None and (request := os.environ.get(COMPLETE_VARIABLE)):
-            from .commands.completion import answer
+        _interrupt.raise_again()
+        try:
+            if arguments is None and (request := os.environ.get(COMPLETE_VARIABLE)):
+                from .commands.completion import answer
 
-            status = answer(program, NAME, request)
-        else:
-            status = _run(sys.argv[1:] if arguments is None else arguments)
+                status = answer(program, NAME, request)
+            else:
+                status = _run(sys.argv[1:] if arguments is None else arguments, meta)
+        finally:
+            _interrupt.leave_at_once()
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
     except BrokenPipeError:
-        broken = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _is_closed_pipe(stream)]
-        if not broken:
+        if not (broken := terminal.broken_pipes()):
             raise
-        for stream in broken:  # what is left in its buffer has to go somewhere when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        for stream in broken:
+            terminal.discard(stream)
         return EXIT_CLOSED_PIPE
+    except OSError as error:
+        return _cannot_go_on(error, meta)
+    except KeyboardInterrupt:
+        return _interrupted(meta)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    meta: dict[str, Any] = {}
+def _run(arguments: Sequence[str], meta: dict[str, Any]) -> int:
+    """Call a command; ``meta`` is given its path, see ``COMMAND_PATH``. Returns the exit status."""
     try:
         with program.make_context(NAME, list(arguments)) as context:
-            meta = context.meta
-            return int(program.invoke(context) or 0)
+            try:
+                return int(program.invoke(context) or 0)
+            finally:
+                meta |= context.meta
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        error.show()
+        error.show(shown := io.StringIO())
+        terminal.say(terminal.printable(shown.getvalue().rstrip("\n")))
         return error.exit_code
     except SelfExtendError as error:
-        click.echo(f"{meta.get(COMMAND_PATH, NAME)}: {error}", err=True)
+        lines = isinstance(error, BenchError)  # which ends with what a worker wrote
+        terminal.say(f"{meta.get(COMMAND_PATH, NAME)}: {terminal.printable(str(error), lines)}")
         return EXIT_ERROR
-    except (KeyboardInterrupt, click.Abort):
-        newline = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""  # after ^C, or half a line
-        click.echo(f"{newline}{meta.get(COMMAND_PATH, NAME)}: interrupted", err=True)
-        return EXIT_INTERRUPTED
+    except click.Abort:
+        return _interrupted(meta)
 
 
-def _is_closed_pipe(stream: TextIO) -> bool:
-    """Whether nobody reads what is written there."""
-    try:
-        poll = select.poll()
-        poll.register(stream, select.POLLOUT)
-        return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (OSError, ValueError):  # it has no descriptor
-        return False
+def _cannot_go_on(error: OSError, meta: dict[str, Any]) -> int:
+    """The system has refused something that no command expects, or what is printed cannot be written."""
+    message = error.strerror or str(error)
+    if streams := terminal.unwritable():
+        message = f"its output cannot be written: {message}"
+    elif error.filename is not None:
+        message = f"{os.fsdecode(error.filename)}: {message}"
+    for stream in streams:
+        terminal.discard(stream)
+    terminal.say(f"{meta.get(COMMAND_PATH, NAME)}: {terminal.printable(message, lines=False)}")
+    return EXIT_ERROR
+
+
+def _interrupted(meta: dict[str, Any]) -> int:
+    newline = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""  # after ^C, or half a line
+    terminal.say(f"{newline}{meta.get(COMMAND_PATH, NAME)}: interrupted")
+    return EXIT_INTERRUPTED

@@ -8,13 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn
+from rich.text import Text
+
+from .terminal import printable
 
 __all__ = [
     "CaseBar",
+    "PlainColumn",
     "ReadingBar",
     "case_bar",
     "clock",
@@ -28,10 +33,17 @@ __all__ = [
 
 
 class _Console(Console):
-    """Prints text as it is: a model's answer may hold what rich would take for markup."""
+    """Prints text as it is, but ``printable``: a model's answer may hold what rich would take for markup.
+
+    That goes for strings, those in tables too; a ``Text`` is to be made of printable ones.
+    """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string as rich shows it."""
+        return super().render_str(printable(text), **options)
 
     def on_broken_pipe(self) -> None:
         raise  # the error itself, for cli.main; rich would exit with status 1, which has other meanings here
@@ -45,6 +57,17 @@ def result_console() -> Console:
 def progress_console() -> Console:
     """A console on stderr."""
     return _Console(stderr=True)
+
+
+class PlainColumn(TextColumn):
+    """A column of a progress bar with text as it is, but ``printable``."""
+
+    def __init__(self, text_format: str) -> None:
+        super().__init__(text_format, markup=False)
+
+    def render(self, task: Task) -> Text:
+        """The text of a task."""
+        return Text(printable(self.text_format.format(task=task), lines=False))
 
 
 class ReadingBar:
@@ -72,11 +95,11 @@ class ReadingBar:
 def reading_bar(console: Console, description: str, n_tokens: int) -> Iterator[ReadingBar]:
     """A progress bar on ``console`` for one text that is read. Where that is not a terminal, one line when it ends."""
     columns = (
-        TextColumn("{task.description}", markup=False),
+        PlainColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TextColumn("{task.fields[left]}"),
+        PlainColumn("{task.fields[speed]}"),
+        PlainColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as progress:
         yield ReadingBar(progress, description, n_tokens)
@@ -121,10 +144,10 @@ def case_bar(console: Console) -> Iterator[CaseBar]:
     Where the console is no terminal there are only the lines.
     """
     columns = (
-        TextColumn("{task.description}", markup=False),
+        PlainColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TextColumn("{task.fields[left]}"),
+        PlainColumn("{task.fields[count]}"),
+        PlainColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield CaseBar(progress)
@@ -143,11 +166,6 @@ def seconds_left(depths: Sequence[int], times: Sequence[float], n_tokens: int) -
         return linear
     curve = np.polynomial.Polynomial.fit(depths, np.asarray(times) - times[0], 2)
     return float(max(linear, curve(n_tokens) - curve(depths[-1])))
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey: a model may write escape sequences."""
-    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
 
 
 def clock(seconds: float) -> str:

@@ -67,10 +67,6 @@ def test_time_left_grows_with_depth() -> None:
     assert screen.seconds_left([0, 400], [0.0, 1.0], 400) == 0.0
 
 
-def test_what_a_terminal_would_obey_is_not_printed() -> None:
-    assert screen.printable("a\x1b[2J\r\tb\n\u00e9") == "a\ufffd[2J\ufffd\ufffdb\n\u00e9"
-
-
 def test_clock() -> None:
     assert [screen.clock(seconds) for seconds in (0, 59.6, 61, 600)] == ["0:00", "1:00", "1:01", "10:00"]
     assert [screen.clock(seconds) for seconds in (3599, 3600, 36_061)] == ["59:59", "1:00:00", "10:01:01"]

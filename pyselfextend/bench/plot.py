@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from .._extras import need
 from ..errors import BenchError
+from ..output_file import write_output
+from ..terminal import printable
 from .records import Results
 from .summary import Row, summarize
 
@@ -69,9 +72,12 @@ def save_plot(results: Results, path: Path) -> None:
     found = {label: handle for lines, labels in handles for handle, label in zip(lines, labels, strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, fontsize="small")
     machine = results.machine
-    figure.suptitle(f"{results.plan.model.name}, {machine.cpu}, {machine.date[:10]}", fontsize="medium")
+    title = printable(f"{results.plan.model.name}, {machine.cpu}, {machine.date[:10]}", lines=False)
+    figure.suptitle(title, fontsize="medium", parse_math=False)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, format=path.suffix.removeprefix("."))
     try:
-        figure.savefig(path, dpi=150)
+        write_output(path, drawn.getvalue())
     except OSError as error:
         raise BenchError(f"the plot cannot be written to {path}: {error.strerror or error}") from error
 

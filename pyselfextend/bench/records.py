@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import BenchError
+from ..output_file import write_output
 from ..placement import Attention, DeviceMemory, attention_from
 from .machine import Machine
 from .plan import Configuration, Plan
@@ -132,15 +133,13 @@ class Results:
         return json.dumps(document, indent=1) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write a file with ``to_json`` in it, whole or not at all.
+        """Write a file with ``to_json`` in it, see ``write_output``.
 
         Raises:
             BenchError: it cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.new")
         try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(path)
+            write_output(path, self.to_json().encode("utf-8"))
         except OSError as error:
             raise BenchError(f"the results cannot be written to {path}: {error.strerror or error}") from error
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from .._interrupt import EXIT_INTERRUPTED
+
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra
 
@@ -18,7 +20,6 @@ __all__ = [
     "COMMAND_PATH",
     "COMPLETE_VARIABLE",
     "EXIT_ERROR",
-    "EXIT_INTERRUPTED",
     "Command",
     "LazyGroup",
     "Option",
@@ -26,7 +27,6 @@ __all__ = [
 ]
 
 EXIT_ERROR = 2  # as click's usage errors
-EXIT_INTERRUPTED = 130  # as shells: 128 + SIGINT
 
 #: Where ``Context.meta`` keeps the words that called the innermost command, such as "pyselfextend demo".
 COMMAND_PATH = "pyselfextend.command_path"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 
 from ..cache_size import CACHE_TYPES
 from ..machine import n_cores
+from ..output_file import check_output, is_stream
 from ._command import Command, option
 from ._options import GGUF_FILE, CommaSeparated, Integer
 
@@ -42,8 +42,12 @@ class Pair(click.ParamType[tuple[int, int]]):
 
 def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Say now what cannot be written later."""
-    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise click.BadParameter(f"{path} cannot be written", ctx, param)
+    if path is not None:
+        try:
+            check_output(path)
+        except (OSError, ValueError) as error:  # ValueError: it has a NUL
+            reason = getattr(error, "strerror", None) or error
+            raise click.BadParameter(f"{path} cannot be written: {reason}", ctx, param) from None
     return path
 
 
@@ -147,7 +151,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     metavar="FILE",
     section="Results",
     callback=_output,
-    help="Write everything that was measured, after each depth.",
+    help="Write everything that was measured, after each depth; to a device or a FIFO at the end.",
 )
 @option(
     "--plot",
@@ -227,7 +231,7 @@ def command(
                 records.append(record)
                 if is_new_depth:
                     tell_depth(console, bench.summarize(records))
-                    if json_path is not None:
+                    if json_path is not None and not is_stream(json_path):
                         bench.Results(machine, plan, tuple(records)).save(json_path)
     finally:
         results = bench.Results(machine, plan, tuple(records))

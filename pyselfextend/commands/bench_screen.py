@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from ..bench import Memory, Opened, Results, Row, Spread, busy_others, summarize
 from ..bench import Progress as Stand
 from ..placement import describe
-from ..screen import clock, mib
+from ..screen import PlainColumn, clock, mib
 
 __all__ = ["build_bar", "run_bar", "show", "tell_depth"]
 
@@ -63,7 +63,7 @@ def run_bar(console: Console) -> Iterator[Callable[[Stand], None]]:
 
 
 def _progress(console: Console, auto_refresh: bool = True) -> Progress:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[note]}"))
+    columns = (PlainColumn("{task.description}"), BarColumn(), PlainColumn("{task.fields[note]}"))
     is_shown = console.is_terminal
     return Progress(*columns, console=console, disable=not is_shown, transient=True, auto_refresh=auto_refresh)
 

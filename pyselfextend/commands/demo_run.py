@@ -18,7 +18,8 @@ from ..llama import Llama
 from ..opening import open_quietly
 from ..plan import choose_ga_n
 from ..prompts import Fact, build_prompt, prose
-from ..screen import clock, printable, reading_bar, result_console
+from ..screen import clock, reading_bar, result_console
+from ..terminal import printable
 from .demo_screen import Run, result_table
 
 import llama_cpp  # isort: skip  # after ..llama, which makes it load our library
@@ -59,8 +60,8 @@ def run(args: Arguments) -> int:
         n_ctx_train = llm.self_extend.n_ctx_train
         tokens = prompt_tokens(llm, fact, paragraphs, args)
         console.print(
-            f"{printable(model_path.name)} was trained on {n_ctx_train} tokens; the text has {len(tokens)}. "
-            f"At {args.depth:.0%} of it stands:\n  {fact.sentences}",
+            f"{printable(model_path.name, lines=False)} was trained on {n_ctx_train} tokens; the text has "
+            f"{len(tokens)}. At {args.depth:.0%} of it stands:\n  {fact.sentences}",
             soft_wrap=True,
         )
         ga_w = n_ctx_train // 8 if args.ga_w is None else args.ga_w

@@ -13,6 +13,7 @@ import click
 
 from ..doctor import Diagnosis, Features, ModelAnswer, examine
 from ..placement import describe
+from ..terminal import printable
 from ._command import Command, option
 from ._options import GGUF_FILE
 
@@ -59,7 +60,7 @@ def command(model: Path | None, as_json: bool) -> int:
 def _line(name: str, text: str) -> str:
     """A fact, wrapped beside its name."""
     width = min(max(shutil.get_terminal_size().columns, 60), 120)
-    body = textwrap.wrap(text, width - WIDTH, break_long_words=False, break_on_hyphens=False)
+    body = textwrap.wrap(printable(text, lines=False), width - WIDTH, break_long_words=False, break_on_hyphens=False)
     return "\n".join(f"{'' if i else name:{WIDTH}}{part}" for i, part in enumerate(body))
 
 

@@ -11,7 +11,8 @@ from rich.text import Text
 from ..model_info import Layer, ModelInfo, Rope
 from ..placement import ranges
 from ..plan import Memory, Offload, Pair, Plan
-from ..screen import printable, result_console
+from ..screen import result_console
+from ..terminal import printable
 
 __all__ = ["show", "size"]
 
@@ -19,7 +20,7 @@ __all__ = ["show", "size"]
 def show(plan: Plan, console: Console | None = None) -> None:
     """Print a plan."""
     console = console or result_console()
-    console.print(Text(str(plan.model.path), style="bold"), soft_wrap=True)
+    console.print(Text(printable(str(plan.model.path), lines=False), style="bold"), soft_wrap=True)
     console.print(_facts(plan.model))
     console.print()
     for line in _advice(plan):

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EvalError
+from ..output_file import is_stream
 from .cases import Axis
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ class ResultsFile:
     def __post_init__(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if is_stream(self.path) and not self.path.is_dir():
+                raise EvalError(f"{self.path} is no regular file; results are read again and added to")
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # closed by close()
         except OSError as error:
             raise EvalError(f"{self.path} cannot be written: {error.strerror}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .. import _interrupt, terminal
 from ..errors import SelfExtendError
 
 __all__ = ["main"]
@@ -11,6 +12,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Run their command line. Returns the exit status: 2 for an error of ours, 130 after Ctrl-C."""
+    _interrupt.raise_again()
     try:
         from . import SelfExtendLM as SelfExtendLM  # registers it
 
@@ -18,10 +20,10 @@ def main() -> int:
 
         cli_evaluate()
     except SelfExtendError as error:
-        print(f"pyselfextend: {error}", file=sys.stderr)
+        terminal.say(f"pyselfextend: {terminal.printable(str(error), lines=False)}")
         return 2
     except KeyboardInterrupt:
-        return 130
+        return _interrupt.EXIT_INTERRUPTED
     return 0
 
 

@@ -12,7 +12,8 @@ from ...eval.cases import Task
 from ...eval.results import Result, ResultsFile, RunInfo
 from ...eval.run import Column, Options, evaluate, run_info
 from ...eval.settings import Setting
-from ...screen import CaseBar, case_bar, clock, printable, progress_console, result_console
+from ...screen import CaseBar, case_bar, clock, progress_console, result_console
+from ...terminal import printable
 from ._report import check_report, show_report
 
 __all__ = ["Request", "run_and_show"]

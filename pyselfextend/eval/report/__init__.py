@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import EvalError
+from ...output_file import write_output
 from ..results import Result, RunInfo
 
 __all__ = ["write_report"]
@@ -61,11 +62,11 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         old = _plots_of(folder / SUMMARY)
         for name, content in {**files, SUMMARY: numbers, PAGE: page}.items():
-            _write(folder / name, content)
+            write_output(folder / name, content)
         for name in old - set(files):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise EvalError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
+        raise EvalError(f"{folder} cannot be written: {error.strerror or error}") from None
     return folder / PAGE
 
 
@@ -76,13 +77,3 @@ def _plots_of(path: Path) -> set[str]:
     except (OSError, ValueError, TypeError, KeyError):
         return set()
     return {name for name in found if isinstance(name, str) and name.endswith(".png") and name == Path(name).name}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it, or what was there before."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
