@@ -104,6 +104,7 @@ class Library:
         self._get_memory = _function(
             cdll, "get_memory", ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Memory), ctypes.c_int32
         )
+        self._plain_shift_fault = _function(cdll, "plain_shift_fault", ctypes.c_char_p, ctypes.c_void_p)
         self._device_is_fused = _function(cdll, "device_is_fused", ctypes.c_bool, ctypes.c_char_p)
         self._build_info = _function(cdll, "build_info", ctypes.c_char_p)
         self._kernel_isa = _function(cdll, "kernel_isa", ctypes.c_char_p)
@@ -158,6 +159,10 @@ class Library:
             for memory in devices
         )
         return tuple(sorted(found, key=lambda memory: memory.device))
+
+    def plain_shift_fault(self, ctx: Any) -> str:
+        """Why llama.cpp's shift of a plain ``llama_context *`` is not exact, or ends the process; empty if it is."""
+        return str(self._plain_shift_fault(ctx).decode("utf-8"))
 
     def device_is_fused(self, device: str | None = None) -> bool:
         """Whether a device, by ggml's name, offers the fused attention, of the shapes that it supports.

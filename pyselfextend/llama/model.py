@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo, integer
-from ..errors import ContextFullError, SelfExtendError, SettingError, ShiftError, StateError
+from ..errors import ContextFullError, SelfExtendError, SettingError, StateError
+from .shift import shift
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -230,25 +231,9 @@ class Llama(llama_cpp.Llama):
 
         Raises:
             SettingError: there are not that many tokens.
-            ShiftError: the model's keys cannot be moved to other positions without loss.
+            ShiftError: the model's keys cannot be moved to other positions without loss. Nothing has changed.
         """
-        n_keep = integer("n_keep", n_keep, 0, self.n_tokens)
-        n_discard = integer("n_discard", n_discard, 0, self.n_tokens - n_keep)
-        memory = llama_cpp.llama_get_memory(self._ctx.ctx)
-        if not llama_cpp.llama_memory_can_shift(memory):
-            raise ShiftError(
-                "the context of this model cannot be shifted: its keys cannot be moved to other positions without loss"
-            )
-        n_tokens, p1 = self.n_tokens, n_keep + n_discard
-        # what is left of a longer text, and what is to go; a recurrent model refuses either
-        if not (self._ctx.kv_cache_seq_rm(0, n_tokens, -1) and self._ctx.kv_cache_seq_rm(0, n_keep, p1)):
-            raise ShiftError("the context of this model cannot be shifted: it cannot forget some of its tokens")
-        self._ctx.kv_cache_seq_shift(0, p1, n_tokens, -n_discard)
-        self.input_ids[n_keep : n_tokens - n_discard] = self.input_ids[p1:n_tokens].copy()
-        if self._logits_all:
-            self.scores[n_keep : n_tokens - n_discard] = self.scores[p1:n_tokens].copy()
-        self.n_tokens = n_tokens - n_discard
-        self._requires_eval = True  # the last logits are those of before
+        shift(self, n_keep, n_discard)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = llama_cpp.Llama.__getstate__(self)
