@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from reference_cache import CachedReference
 
 from pyselfextend import Llama, SettingError, ShiftError, StateError
 
@@ -145,17 +146,27 @@ def test_what_is_asked_after_a_shift_is_evaluated(open_llama: Open) -> None:
     assert complete(llm, tokens[:200]) == complete(open_llama(), tokens[:200])
 
 
-def test_layers_with_windows_that_have_forgotten_cannot_be_shifted(
-    open_llama: Open, tiny_models: dict[str, Path]
-) -> None:
-    """The first shift leaves room in which later tokens push older ones out of the windows."""
+def test_layers_with_windows_are_shifted_again_and_again(open_llama: Open, tiny_models: dict[str, Path]) -> None:
+    """What a shift leaves free is filled before anything that has left a window is overwritten."""
+    path = tiny_models["gemma3"]
+    llm = open_llama(path, type_k=0, type_v=0, n_ctx=512)
+    reference = CachedReference(path, llm.self_extend.ga_n, llm.self_extend.ga_w)
+    for step in range(5):
+        tokens = some_tokens(500 - llm.n_tokens, seed=step)
+        llm.eval(tokens)
+        assert np.abs(last_logits(llm) - reference.extend(np.array(tokens))[-1]).max() < 5e-3, step
+        llm.context_shift(100, 390)  # the window reaches back to what was kept
+        reference.remove(100, 490)
+        reference.shift(490, 500, -390)
+
+
+def test_layers_with_windows_that_forget_cannot_be_shifted(open_llama: Open, tiny_models: dict[str, Path]) -> None:
     tokens = some_tokens(500)
-    llm = open_llama(tiny_models["gemma3"], type_k=0, type_v=0)
-    llm.eval(tokens[:250])
-    llm.context_shift(100, 50)
-    llm.eval(tokens[250:400])
+    llm = open_llama(tiny_models["gemma3"], swa_full=False)
+    llm.eval(tokens[:400])
     with pytest.raises(ShiftError):
         llm.context_shift(100, llm.n_tokens - 110)
+    assert llm.n_tokens == 400
     llm.eval(tokens[400:])
 
 

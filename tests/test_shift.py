@@ -74,6 +74,30 @@ def test_drop_the_oldest(case: tuple[Path, Any], ga_n: int, ga_w: int) -> None:
             assert np.abs(logits - reference.extend(tokens[600:700])).max() < 4 * rounding + 1e-4
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma3-linear"])
+@pytest.mark.parametrize(("ga_n", "ga_w"), PAIRS)
+def test_any_number_of_shifts(tiny_models: dict[str, Path], name: str, ga_n: int, ga_w: int) -> None:
+    """Layers with a window hold all that the others do, in whichever order cells become free.
+
+    At times so little is left behind what is dropped that the window reaches back to the tokens that were kept.
+    """
+    path = tiny_models[name]
+    reference = CachedReference(path, ga_n, ga_w)
+    with open_model(path) as model, Context(model, ga_n, ga_w, n_ctx=512, type_k=F32, type_v=F32) as ctx:
+        tolerance = 0.0
+        for step, n_left in enumerate([100, 0, 5, 20, 200, 1, 150, 12]):
+            length = int(reference.pos.max()) + 1 if step else 0
+            for n in (500 - length - step, 1, step + 1):  # more than a ubatch, one, and some
+                tokens = some_tokens(n, seed=step)
+                distance = np.abs(ctx.logits(tokens.tolist(), length) - reference.extend(tokens)).max()
+                tolerance = tolerance or 4 * distance + 1e-4
+                assert distance < tolerance, (step, n)
+                length += n
+            assert ctx.can_shift(), step
+            n_keep = 10 + 17 * step
+            drop(ctx, reference, n_keep, length - n_keep - n_left)
+
+
 @pytest.mark.parametrize("attn", ATTN)
 @pytest.mark.parametrize(("ga_n", "ga_w"), PAIRS)
 @pytest.mark.parametrize("seed", range(2))

@@ -98,6 +98,10 @@ extern "C" {
     // Fill in the first n_max devices that a context, also a plain one, has memory on. Returns how many there are.
     LLAMA_API int32_t llama_self_extend_get_memory(const struct llama_context * ctx, struct llama_self_extend_memory * memory, int32_t n_max);
 
+    // Why llama.cpp's own shift (llama_memory_seq_add) of a plain context would end the process, or leave keys that are not those of
+    // their new positions. Empty if it is exact, and for an extended context, whose shift is ours: llama_memory_can_shift() tells.
+    LLAMA_API const char * llama_self_extend_plain_shift_fault(const struct llama_context * ctx);
+
     // Does a device offer the fused attention, of the shapes that it supports? By ggml's name of the device;
     // NULL: does any for whose sake flash attention should be on? The CPU fuses without
     LLAMA_API bool llama_self_extend_device_is_fused(const char * device);

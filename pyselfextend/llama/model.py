@@ -20,7 +20,6 @@ from ..errors import (
     ModelFileError,
     SelfExtendError,
     SettingError,
-    ShiftError,
     UsageError,
 )
 
@@ -40,6 +39,7 @@ from .completion import Ending, criteria_of, text_before  # noqa: E402
 from .guard import FORKED, Gone, Guard, check_process  # noqa: E402
 from .public import public  # noqa: E402
 from .sampling import Callbacks, processor, processors_of  # noqa: E402
+from .shift import shift  # noqa: E402
 from .vocabulary import Pieces  # noqa: E402
 
 __all__ = ["Llama"]
@@ -470,25 +470,9 @@ class Llama(llama_cpp.Llama):
 
         Raises:
             SettingError: there are not that many tokens.
-            ShiftError: the model's keys cannot be moved to other positions without loss.
+            ShiftError: the model's keys cannot be moved to other positions without loss. Nothing has changed.
         """
-        n_keep = integer("n_keep", n_keep, 0, self.n_tokens)
-        n_discard = integer("n_discard", n_discard, 0, self.n_tokens - n_keep)
-        memory = llama_cpp.llama_get_memory(self._ctx.ctx)
-        if not llama_cpp.llama_memory_can_shift(memory):
-            raise ShiftError(
-                "the context of this model cannot be shifted: its keys cannot be moved to other positions without loss"
-            )
-        n_tokens, p1 = self.n_tokens, n_keep + n_discard
-        # what is left of a longer text, and what is to go; a recurrent model refuses either
-        if not (self._ctx.kv_cache_seq_rm(0, n_tokens, -1) and self._ctx.kv_cache_seq_rm(0, n_keep, p1)):
-            raise ShiftError("the context of this model cannot be shifted: it cannot forget some of its tokens")
-        self._ctx.kv_cache_seq_shift(0, p1, n_tokens, -n_discard)
-        self.input_ids[n_keep : n_tokens - n_discard] = self.input_ids[p1:n_tokens].copy()
-        if self._logits_all:
-            self.scores[n_keep : n_tokens - n_discard] = self.scores[p1:n_tokens].copy()
-        self.n_tokens = n_tokens - n_discard
-        self._requires_eval = True  # the last logits are those of before
+        shift(self, n_keep, n_discard)
 
     def _read_state(self, data: ctypes.Array[ctypes.c_uint8]) -> tuple[int, str]:
         """How many bytes llama.cpp has read of a state, 0 if it is none of this context, and why not."""

@@ -2,6 +2,7 @@
 
 #include "attention/cpu/llama-self-extend-attn-cpu.h"
 #include "cache/llama-kv-cache-self-extend.h"
+#include "graph/llama-graph-self-extend-plain.h"
 #include "llama-self-extend-build.h"
 #include "positions/llama-self-extend-positions.h"
 
@@ -68,6 +69,10 @@ int32_t llama_self_extend_get_memory(const llama_context * ctx, llama_self_exten
     std::copy_n(devices.begin(), std::clamp<int32_t>(n_max, 0, devices.size()), memory);
 
     return devices.size();
+}
+
+const char * llama_self_extend_plain_shift_fault(const llama_context * ctx) {
+    return llama_self_extend_find_shift_fault(*ctx);
 }
 
 bool llama_self_extend_device_is_fused(const char * device) {

@@ -109,6 +109,27 @@ static std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_u
     return res;
 }
 
+llama_kv_cache::slot_info_vec_t llama_kv_cache_self_extend::prepare_swa(
+        const std::vector<llama_ubatch> & ubatches, const llama_kv_cache::slot_info_vec_t & sinfos_far) const {
+    auto & swa = *kv_iswa->get_swa();
+
+    // left to itself it takes the cells of what has left the window before it looks for empty ones, and forgets all that is older
+    const auto is_free = [&](const llama_kv_cache::slot_info & sinfo) {
+        for (size_t s = 0; s < sinfo.n_stream(); ++s) {
+            const auto & cells = swa.get_cells(sinfo.strm[s]);
+
+            if (!std::all_of(sinfo.idxs[s].begin(), sinfo.idxs[s].end(), [&](uint32_t i) { return cells.is_empty(i); })) {
+                return false;
+            }
+        }
+        return true;
+    };
+
+    const bool mirrors = swa.get_size() == kv_far->get_size() && std::all_of(sinfos_far.begin(), sinfos_far.end(), is_free);
+
+    return mirrors ? sinfos_far : swa.prepare(ubatches);
+}
+
 llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
 
@@ -131,7 +152,7 @@ llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allo
             return std::make_unique<self_extend_context_kv>(this, nullptr, kv_far, std::move(sinfos_far), std::move(ubatches));
         }
 
-        auto sinfos_swa = kv_iswa->get_swa()->prepare(ubatches);
+        auto sinfos_swa = prepare_swa(ubatches, sinfos_far);
         if (sinfos_swa.empty()) {
             continue;
         }

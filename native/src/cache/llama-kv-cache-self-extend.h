@@ -162,6 +162,10 @@ private:
     bool swa_has_window(llama_seq_id seq_id, llama_pos p1) const;
     bool swa_has_all() const;
 
+    // the cells of a batch in the part of the layers with a window: those that it has in the far part, where that part is as large
+    llama_kv_cache::slot_info_vec_t prepare_swa(
+            const std::vector<llama_ubatch> & ubatches, const llama_kv_cache::slot_info_vec_t & sinfos_far) const;
+
     // the parts of a state by index, nullptr for those that are not in it
     enum : size_t { PART_FAR = 0, PART_SWA = 1, PART_NEAR = 2 };
     std::vector<llama_kv_cache *> get_parts(llama_state_seq_flags flags) const;
