@@ -11,6 +11,7 @@ from typing import Any
 from .. import _native, gguf_file
 from ..errors import ModelFileError, SettingError
 from ..model_info import model_info
+from .cache_check import check_cache
 
 __all__ = ["opening", "reason"]
 
@@ -19,13 +20,17 @@ _library = _native.load()
 
 @contextmanager
 def opening(
-    path: str | os.PathLike[str], *, vocab_only: bool = False, kv_overrides: Mapping[str, Any] | None = None, **_: Any
+    path: str | os.PathLike[str],
+    *,
+    vocab_only: bool = False,
+    kv_overrides: Mapping[str, Any] | None = None,
+    **context: Any,
 ) -> Iterator[list[str]]:
     """Around what loads a model and makes its context: an assertion of llama.cpp that fails is an exception.
 
     Args:
         path: the file.
-        vocab_only, kv_overrides: as ``llama_cpp.Llama`` takes them, whose other arguments are ignored.
+        vocab_only, kv_overrides, context: as ``llama_cpp.Llama`` takes them.
 
     Yields:
         The errors that llama.cpp has logged, when it has been left.
@@ -33,12 +38,12 @@ def opening(
     Raises:
         ModelFileError: the file cannot be loaded. The message says why: as ``model_info`` does, which reads it first,
             or in llama.cpp's words.
-        SettingError: the context cannot be made; the message has llama.cpp's words.
+        SettingError: the context cannot be made: ``check_cache`` says why, or the message has llama.cpp's words.
     """
     if vocab_only:
         gguf_file.read(path, vocab_only=True)
     else:
-        model_info(path, kv_overrides)
+        check_cache(model_info(path, kv_overrides), **context)
     try:
         with _library.guarded() as errors:
             yield errors
