@@ -45,9 +45,8 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     if path is not None:
         try:
             check_output(path)
-        except (OSError, ValueError) as error:  # ValueError: it has a NUL
-            reason = getattr(error, "strerror", None) or error
-            raise click.BadParameter(f"{path} cannot be written: {reason}", ctx, param) from None
+        except OSError as error:
+            raise click.BadParameter(f"{path} cannot be written: {error.strerror or error}", ctx, param) from None
     return path
 
 
