@@ -190,9 +190,21 @@ def test_bench_writes_one_document_into_a_fifo(tiny_model: Path, tmp_path: Path)
 
 
 def test_bench_into_a_full_device(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tables are printed all the same; and where they cannot be, results are written all the same."""
+    from pyselfextend.bench import Results
+
     full = device(tmp_path / "full", 7)
     assert main(["bench", str(tiny_model), *BENCH, "--json", str(full)]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
+    printed = capsys.readouterr()
+    assert "Decode, 1 tokens" in printed.out
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    document = read_later(fifo)
+    words = [sys.executable, "-m", "pyselfextend", "bench", str(tiny_model), *BENCH, "--json", str(fifo)]
+    with full.open("wb") as stdout:
+        assert subprocess.run(words, stdout=stdout, timeout=60, cwd=Path(__file__).parent).returncode == 2
+    assert len(Results.from_json(document().decode()).records) > 2
+    last = printed.err.splitlines()[-1]
     assert last == f"pyselfextend bench: the results cannot be written to {full}: No space left on device"
 
 

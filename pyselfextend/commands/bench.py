@@ -235,8 +235,10 @@ def command(
     finally:
         results = bench.Results(machine, plan, tuple(records))
         if results.of(bench.Measurement):
-            show(result_console(), results)
-            if json_path is not None:
-                results.save(json_path)
-            if plot_path is not None:
-                bench.save_plot(results, plot_path)
+            try:
+                if json_path is not None:
+                    results.save(json_path)
+                if plot_path is not None:
+                    bench.save_plot(results, plot_path)
+            finally:  # whichever cannot be written, the other is
+                show(result_console(), results)
