@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stream in broken:
             terminal.discard(stream)
         return EXIT_CLOSED_PIPE
+    except MemoryError:
+        terminal.say(f"{meta.get(COMMAND_PATH, NAME)}: there is not enough memory")
+        return EXIT_ERROR
     except OSError as error:
         return _cannot_go_on(error, meta)
     except KeyboardInterrupt:

@@ -190,16 +190,16 @@ def _other_parts(path: Path, metadata: Mapping[str, Value]) -> list[Path]:
 
 
 def _read_part(path: Path) -> tuple[int, dict[str, Value], list[Tensor]]:
-    if path.is_dir():
-        raise ModelFileError(f"{path} is a directory, not a GGUF file")
-    if not path.exists():
-        raise ModelFileError(f"there is no file {path}")
-    if not path.is_file():
-        raise ModelFileError(f"{path} is not a regular file")
     try:
+        if path.is_dir():
+            raise ModelFileError(f"{path} is a directory, not a GGUF file")
+        if not path.exists():
+            raise ModelFileError(f"there is no file {path}")
+        if not path.is_file():
+            raise ModelFileError(f"{path} is not a regular file")
         with path.open("rb", buffering=2**16) as file:
             return _Parser(file, os.fstat(file.fileno()).st_size).parse()
-    except OSError as error:
+    except OSError as error:  # also of the questions above, for example if the name is too long
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except _FileProblem as problem:
         raise ModelFileError(f"{path} {problem}") from None

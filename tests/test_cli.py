@@ -136,6 +136,12 @@ def group(monkeypatch: pytest.MonkeyPatch) -> LazyGroup:
     def bug() -> None:
         raise ZeroDivisionError
 
+    def full() -> None:
+        raise OSError(28, "No space left on device", "a\x1b")
+
+    def memory() -> None:
+        raise MemoryError
+
     def status() -> int:
         return 7
 
@@ -143,7 +149,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> LazyGroup:
     def leave(ctx: click.Context) -> None:
         ctx.exit(3)
 
-    functions = {f.__name__: f for f in (refuse, interrupt, abort, bug, status, lambda: None)}
+    functions = {f.__name__: f for f in (refuse, interrupt, abort, bug, full, memory, status, lambda: None)}
     functions |= {"leave": leave, "nothing": functions.pop("<lambda>")}
     for name, function in functions.items():
         module(f"test_cli_{name}", function)
@@ -165,6 +171,8 @@ def group(monkeypatch: pytest.MonkeyPatch) -> LazyGroup:
         ("status", 7, ""),
         ("leave", 3, ""),
         ("refuse", 2, "{path}: ga_n is 0; it must be at least 1\n"),
+        ("full", 2, "{path}: a\\x1b: No space left on device\n"),
+        ("memory", 2, "{path}: there is not enough memory\n"),
         ("interrupt", 130, "{path}: interrupted\n"),
         ("abort", 130, "{path}: interrupted\n"),
     ],
@@ -219,6 +227,9 @@ def test_a_command_that_is_not_there_leaves_the_others_alone(
         (("demo", "--ga-w", "-1"), "'--ga-w': -1 is not at least 0"),
         (("demo", "--depth", "2"), "'--depth': 2 is not between 0 and 1"),
         (("demo", "--depth", "nan"), "'--depth': 'nan' is not a number"),
+        (("plan", ""), "Invalid value for 'MODEL': the name is empty; it must be that of a GGUF file"),
+        (("eval", "kv", "m", "--samples", "10001"), "'--samples': 10001 is not between 1 and 10000"),
+        (("eval", "ppl", "m", "--lengths", "20000000"), "'--lengths': 20000000 is not between 1 and 16777216"),
         (("demo", "--threads", "600"), "'--threads': 600 is not between 1 and 512"),
         (("completion",), "Missing argument '{bash|zsh|fish}'."),
         (("completion", "tcsh"), "'tcsh' is not one of 'bash', 'zsh', 'fish'."),

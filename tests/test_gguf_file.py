@@ -278,6 +278,8 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         gguf_file.read(tmp_path / "missing.gguf")
     with pytest.raises(ModelFileError, match="is a directory, not a GGUF file"):
         gguf_file.read(tmp_path)
+    with pytest.raises(ModelFileError, match="cannot be read: File name too long"):
+        gguf_file.read(tmp_path / ("n" * 256))
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(ModelFileError, match="is not a regular file"):

@@ -101,6 +101,8 @@ class GgufFile(click.ParamType[Path]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path. ``~`` is understood, since shells leave it alone in ``--model=~/model.gguf``."""
+        if not value:  # which would be the folder that one is in
+            self.fail("the name is empty; it must be that of a GGUF file", param, ctx)
         return Path(os.path.expanduser(value))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

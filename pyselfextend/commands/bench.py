@@ -45,9 +45,8 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     if path is not None:
         try:
             check_output(path)
-        except (OSError, ValueError) as error:  # ValueError: it has a NUL
-            reason = getattr(error, "strerror", None) or error
-            raise click.BadParameter(f"{path} cannot be written: {reason}", ctx, param) from None
+        except OSError as error:
+            raise click.BadParameter(f"{path} cannot be written: {error.strerror or error}", ctx, param) from None
     return path
 
 
@@ -236,8 +235,10 @@ def command(
     finally:
         results = bench.Results(machine, plan, tuple(records))
         if results.of(bench.Measurement):
-            show(result_console(), results)
-            if json_path is not None:
-                results.save(json_path)
-            if plot_path is not None:
-                bench.save_plot(results, plot_path)
+            try:
+                if json_path is not None:
+                    results.save(json_path)
+                if plot_path is not None:
+                    bench.save_plot(results, plot_path)
+            finally:  # whichever cannot be written, the other is
+                show(result_console(), results)

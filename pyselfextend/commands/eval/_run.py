@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...config import SETTING_MAX
 from .._command import Command, option
 from .._options import FRACTION, GGUF_FILE, CommaSeparated, Integer, threads
 
@@ -18,9 +17,13 @@ if TYPE_CHECKING:
     from ...eval.cases import Task
     from ...eval.settings import Setting
 
-__all__ = ["data", "depths", "eval_command", "lengths", "limit", "samples", "text"]
+__all__ = ["COUNT_MAX", "data", "depths", "eval_command", "lengths", "limit", "samples", "text"]
 
 _Function = Callable[..., Any]
+
+#: All prompts of a task are made before anything is asked, and a mistaken number would take all memory.
+LENGTH_MAX = 2**24  # tokens, more than any model was trained on
+COUNT_MAX = 10_000  # samples of a kind, or windows
 
 
 class SettingType(click.ParamType["Setting"]):
@@ -193,13 +196,18 @@ def _settings(
 def lengths(default: str, what: str = "Lengths of the prompts, in tokens.") -> Callable[[_Function], _Function]:
     """The lengths of a task."""
     return option(
-        "--lengths", type=CommaSeparated(Integer(1)), default=default, metavar="N,...", section="Task", help=what
+        "--lengths",
+        type=CommaSeparated(Integer(1, LENGTH_MAX)),
+        default=default,
+        metavar="N,...",
+        section="Task",
+        help=what,
     )
 
 
 def samples(default: int, what: str) -> Callable[[_Function], _Function]:
     """How many cases of a kind."""
-    return option("--samples", type=Integer(1, SETTING_MAX), default=default, metavar="N", section="Task", help=what)
+    return option("--samples", type=Integer(1, COUNT_MAX), default=default, metavar="N", section="Task", help=what)
 
 
 def depths(what: str) -> Callable[[_Function], _Function]:

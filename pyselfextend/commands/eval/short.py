@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .._command import option
 from .._options import Integer, seed
-from ._run import eval_command, lengths, samples, text
+from ._run import COUNT_MAX, eval_command, lengths, samples, text
 
 if TYPE_CHECKING:
     from ...eval.tasks.short import Short
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @lengths("512,1024,2048", "Lengths in tokens, inside the trained window.")
 @option("--stride", type=Integer(1), default=256, metavar="N", section="Task",
         help="How many tokens each window scores for the perplexity.")  # fmt: skip
-@option("--windows", type=Integer(1), default=4, metavar="N", section="Task", help="Windows of each length.")
+@option("--windows", type=Integer(1, COUNT_MAX), default=4, metavar="N", section="Task", help="Windows of each length.")
 @samples(16, "Multiple-choice questions of each length.")
 @seed("the questions", "Task")
 @text
