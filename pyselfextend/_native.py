@@ -104,6 +104,7 @@ class Library:
         self._get_memory = _function(
             cdll, "get_memory", ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Memory), ctypes.c_int32
         )
+        self._apply_shifts = _function(cdll, "apply_shifts", None, ctypes.c_void_p)
         self._device_is_fused = _function(cdll, "device_is_fused", ctypes.c_bool, ctypes.c_char_p)
         self._build_info = _function(cdll, "build_info", ctypes.c_char_p)
         self._kernel_isa = _function(cdll, "kernel_isa", ctypes.c_char_p)
@@ -158,6 +159,12 @@ class Library:
             for memory in devices
         )
         return tuple(sorted(found, key=lambda memory: memory.device))
+
+    def apply_shifts(self, ctx: Any) -> None:
+        """Turn the keys of a ``llama_context *``, also a plain one, whose positions have been shifted, now and not with
+        the next tokens: llama.cpp saves a state with the new positions, and the keys as they are.
+        """
+        self._apply_shifts(ctx)
 
     def device_is_fused(self, device: str | None = None) -> bool:
         """Whether a device, by ggml's name, offers the fused attention, of the shapes that it supports.

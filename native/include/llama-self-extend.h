@@ -91,6 +91,10 @@ extern "C" {
     // Fill in the first n_max devices that a context, also a plain one, has memory on. Returns how many there are.
     LLAMA_API int32_t llama_self_extend_get_memory(const struct llama_context * ctx, struct llama_self_extend_memory * memory, int32_t n_max);
 
+    // Do now what llama_memory_seq_add() has left for the next llama_decode(): turn the keys of a context, also a plain one.
+    // llama.cpp saves a state with the positions that the keys are to have, and the keys as they are.
+    LLAMA_API void llama_self_extend_apply_shifts(struct llama_context * ctx);
+
     // Does a device offer the fused attention, of the shapes that it supports? By ggml's name of the device;
     // NULL: does any for whose sake flash attention should be on? The CPU fuses without
     LLAMA_API bool llama_self_extend_device_is_fused(const char * device);

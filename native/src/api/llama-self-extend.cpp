@@ -5,10 +5,13 @@
 #include "llama-self-extend-build.h"
 #include "positions/llama-self-extend-positions.h"
 
+#include "llama-context.h"
 #include "llama-ext.h"
+#include "llama-impl.h"
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <vector>
 
 //
@@ -68,6 +71,14 @@ int32_t llama_self_extend_get_memory(const llama_context * ctx, llama_self_exten
     std::copy_n(devices.begin(), std::clamp<int32_t>(n_max, 0, devices.size()), memory);
 
     return devices.size();
+}
+
+void llama_self_extend_apply_shifts(llama_context * ctx) {
+    try {
+        ctx->memory_update(false);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+    }
 }
 
 bool llama_self_extend_device_is_fused(const char * device) {
