@@ -108,6 +108,7 @@ class Library:
         self._guard_begin = _function(cdll, "guard_begin", None)
         self._guard_end = _function(cdll, "guard_end", ctypes.c_char_p)
         self._plain_shift_fault = _function(cdll, "plain_shift_fault", ctypes.c_char_p, ctypes.c_void_p)
+        self._apply_shifts = _function(cdll, "apply_shifts", None, ctypes.c_void_p)
         self._device_is_fused = _function(cdll, "device_is_fused", ctypes.c_bool, ctypes.c_char_p)
         self._sampler_init_grammar = _function(
             cdll, "sampler_init_grammar", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p
@@ -184,6 +185,12 @@ class Library:
     def plain_shift_fault(self, ctx: Any) -> str:
         """Why llama.cpp's shift of a plain ``llama_context *`` is not exact, or ends the process; empty if it is."""
         return str(self._plain_shift_fault(ctx).decode("utf-8"))
+
+    def apply_shifts(self, ctx: Any) -> None:
+        """Turn the keys of a ``llama_context *``, also a plain one, whose positions have been shifted, now and not with
+        the next tokens: llama.cpp saves a state with the new positions, and the keys as they are.
+        """
+        self._apply_shifts(ctx)
 
     def device_is_fused(self, device: str | None = None) -> bool:
         """Whether a device, by ggml's name, offers the fused attention, of the shapes that it supports.

@@ -102,6 +102,10 @@ extern "C" {
     // their new positions. Empty if it is exact, and for an extended context, whose shift is ours: llama_memory_can_shift() tells.
     LLAMA_API const char * llama_self_extend_plain_shift_fault(const struct llama_context * ctx);
 
+    // Do now what llama_memory_seq_add() has left for the next llama_decode(): turn the keys of a context, also a plain one.
+    // llama.cpp saves a state with the positions that the keys are to have, and the keys as they are.
+    LLAMA_API void llama_self_extend_apply_shifts(struct llama_context * ctx);
+
     // Does a device offer the fused attention, of the shapes that it supports? By ggml's name of the device;
     // NULL: does any for whose sake flash attention should be on? The CPU fuses without
     LLAMA_API bool llama_self_extend_device_is_fused(const char * device);

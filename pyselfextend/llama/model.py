@@ -440,6 +440,7 @@ class Llama(llama_cpp.Llama):
 
         With ``ga_n`` above 1 it has logits only where the instance has those of all tokens.
         """
+        _library.apply_shifts(self._ctx.ctx)
         state = super().save_state()
         if not self._config.is_plain and not self._logits_all:
             state.scores = state.scores[:0].copy()  # was never written

@@ -158,7 +158,7 @@ class PromptCache(BaseLlamaCache):
 
     def _read(self, key: tuple[int, ...]) -> _Entry | None:
         cache = self.cache_given
-        if not isinstance(cache, LlamaDiskCache):
+        if type(cache).__getitem__ is not LlamaDiskCache.__getitem__:
             return self._checked(cache[key])
         # llama_cpp takes out what it reads, also what is then not used, or what another process is about to read
         while (found := cache._find_longest_prefix_key(key)) is not None:

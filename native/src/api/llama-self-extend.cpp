@@ -6,10 +6,13 @@
 #include "llama-self-extend-build.h"
 #include "positions/llama-self-extend-positions.h"
 
+#include "llama-context.h"
 #include "llama-ext.h"
+#include "llama-impl.h"
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <vector>
 
 //
@@ -73,6 +76,14 @@ int32_t llama_self_extend_get_memory(const llama_context * ctx, llama_self_exten
 
 const char * llama_self_extend_plain_shift_fault(const llama_context * ctx) {
     return llama_self_extend_find_shift_fault(*ctx);
+}
+
+void llama_self_extend_apply_shifts(llama_context * ctx) {
+    try {
+        ctx->memory_update(false);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+    }
 }
 
 bool llama_self_extend_device_is_fused(const char * device) {
