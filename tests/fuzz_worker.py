@@ -297,9 +297,8 @@ class Sessions:
     def __call__(self, rng: Generator) -> str:
         ctx, seq, data = self.contexts[int(rng.integers(len(self.contexts)))]
         self.path.write_bytes(damage(data, rng))
-        ctx.library.guard_begin()
-        loaded = ctx.load_file(self.path, seq)
-        ctx.library.guard_end()
+        with ctx.library.guarded():
+            loaded = ctx.load_file(self.path, seq)
         ctx.decode([(5, ctx.pos_max() + 1, 0)], logits=False)
         ctx.remove(-1, 0)
         return "refused" if loaded is None else "loaded"
