@@ -21,7 +21,7 @@ NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches nati
 DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 
-.PHONY: help setup demo test stress test-cpp test-arm test-sanitize test-vulkan test-gpu bench-kernel count-kernel results check format wheel clean .cuda
+.PHONY: help setup demo test stress test-cpp fuzz test-arm test-sanitize test-vulkan test-gpu bench-kernel count-kernel results check format wheel clean .cuda
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -45,6 +45,11 @@ test-cpp: $(VENV)/.package ## run the C++ tests; what is compiled for them alone
 STRESS ?= --seconds 600 --threads 2
 stress: setup ## do random operations on instances for ten minutes, and compare their logits with those of fresh ones
 	PYTHONPATH=tests $(PY) -m stress $(STRESS)
+
+# Says the seed of an input that does harm; SEED makes other inputs.
+SEED ?= 0
+fuzz: setup ## put 10,000 damaged model files, 2,000 saved states and 2,000 session files through what reads them: ten minutes
+	$(PY) tests/fuzz.py --seed $(SEED)
 
 # The kernel and ggml alone, with a cross compiler and under emulation.
 test-arm: $(VENV)/.tools ## run the tests of the attention kernel on AArch64, emulated

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import resource
@@ -31,6 +33,25 @@ def make_models(folder: Path) -> None:
         tiny.make(path, name.removesuffix("-bpe"))
         if name.endswith("-bpe"):
             path.write_bytes(with_bpe(path.read_bytes()))
+    make_adapter(folder / "lora.gguf")
+
+
+def make_adapter(path: Path, arch: str = "llama", base: str = "blk.0.attn_q.weight", n: int = 128) -> Path:
+    """Write a LoRA adapter of rank 4 for a square matrix of n rows of the tiny Llama model."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    rng = np.random.default_rng(0)
+    for name, shape in (("lora_a", (4, n)), ("lora_b", (n, 4))):
+        writer.add_tensor(f"{base}.{name}", rng.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 # -- GGUF, byte by byte
@@ -199,7 +220,104 @@ class Models:
         return "opened"
 
 
-KINDS: dict[str, Any] = {"models": Models}
+class Adapters:
+    """Opens a model with a damaged LoRA adapter, evaluates a token, closes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.data = folder / "llama.gguf", (folder / "lora.gguf").read_bytes()
+        self.path = folder / "damaged.lora"
+
+    def __call__(self, rng: Generator) -> str:
+        from pyselfextend import Llama
+
+        self.path.write_bytes(damage_model(self.data, rng))
+        with Llama(str(self.model), lora_path=str(self.path), n_ctx=64, n_threads=1, verbose=False) as llm:
+            llm.eval([1])
+        return "opened"
+
+
+class States:
+    """Loads a saved state; whether it is taken or not, the instance goes on."""
+
+    ga_n = 4
+
+    def __init__(self, folder: Path) -> None:
+        from pyselfextend import Llama
+
+        self.models = []
+        for name in ("llama", "gemma3", "gpt-oss"):
+            options = {"n_ctx": 256, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+            llm = Llama(str(folder / f"{name}.gguf"), ga_n=self.ga_n, swa_full=True, **options)
+            llm.eval(list(range(3, 83)))
+            self.models.append((llm, llm.save_state()))
+
+    def __call__(self, rng: Generator) -> str:
+        llm, state = self.models[int(rng.integers(len(self.models)))]
+        data = damage(state.llama_state, rng)
+        damaged = copy.copy(state)
+        damaged.llama_state, damaged.llama_state_size = data, len(data)
+        try:
+            llm.load_state(damaged)
+            result = "loaded"
+        except RuntimeError as error:  # StateError is one, and what llama_cpp raises
+            result = type(error).__name__
+        llm.eval([5])
+        llm.reset()
+        return result
+
+
+class PlainStates(States):
+    """The same, of the plain model."""
+
+    ga_n = 1
+
+
+class Sessions:
+    """Loads a session file of a context, or of a sequence, through the low-level functions, and goes on.
+
+    llama.cpp has an assertion there, on the plain model, so the functions are called as a model is loaded.
+    """
+
+    ga_n = 4
+
+    def __init__(self, folder: Path) -> None:
+        import context
+
+        self.stack = contextlib.ExitStack()
+        self.path = folder / "damaged.session"
+        self.contexts = []
+        for name in ("llama", "gemma3", "gpt-oss"):
+            model = self.stack.enter_context(context.open_model(folder / f"{name}.gguf"))
+            ctx = self.stack.enter_context(context.Context(model, self.ga_n, 64, n_ctx=256, swa_full=True))
+            ctx.logits(range(3, 83))
+            for seq in (None, 0):
+                ctx.save_file(self.path, range(3, 83), seq)
+                self.contexts.append((ctx, seq, self.path.read_bytes()))
+
+    def __call__(self, rng: Generator) -> str:
+        ctx, seq, data = self.contexts[int(rng.integers(len(self.contexts)))]
+        self.path.write_bytes(damage(data, rng))
+        with ctx.library.guarded():
+            loaded = ctx.load_file(self.path, seq)
+        ctx.decode([(5, ctx.pos_max() + 1, 0)], logits=False)
+        ctx.remove(-1, 0)
+        return "refused" if loaded is None else "loaded"
+
+
+class PlainSessions(Sessions):
+    """The same, of the plain model."""
+
+    ga_n = 1
+
+
+KINDS: dict[str, Any] = {
+    "models": Models,
+    "adapters": Adapters,
+    "states": States,
+    "plain-states": PlainStates,
+    "sessions": Sessions,
+    "plain-sessions": PlainSessions,
+}
 
 
 def main() -> None:

@@ -69,8 +69,8 @@ extern "C" {
     LLAMA_API const char * llama_self_extend_last_error(void);
 
     // From begin to end, an assertion of llama.cpp or ggml that fails in the calling thread is an exception instead of the end of the
-    // process. llama_model_load_from_file(), llama_init_from_model() and llama_adapter_lora_init() catch it and return NULL; no other
-    // call of llama.cpp that may fail belongs in between. They can be nested.
+    // process. llama_model_load_from_file(), llama_init_from_model(), llama_adapter_lora_init() and the functions that load a state or a
+    // session file catch it and fail; no other call of llama.cpp that may fail belongs in between. They can be nested.
     // The end returns the errors that were logged in the thread since the outermost begin, each on a line; valid until the next begin.
     LLAMA_API void         llama_self_extend_guard_begin(void);
     LLAMA_API const char * llama_self_extend_guard_end  (void);

@@ -24,26 +24,29 @@ def opening(
     *,
     vocab_only: bool = False,
     kv_overrides: Mapping[str, Any] | None = None,
+    lora_path: str | None = None,
     **context: Any,
 ) -> Iterator[list[str]]:
     """Around what loads a model and makes its context: an assertion of llama.cpp that fails is an exception.
 
     Args:
         path: the file.
-        vocab_only, kv_overrides, context: as ``llama_cpp.Llama`` takes them.
+        vocab_only, kv_overrides, lora_path, context: as ``llama_cpp.Llama`` takes them.
 
     Yields:
         The errors that llama.cpp has logged, when it has been left.
 
     Raises:
         ModelFileError: the file cannot be loaded. The message says why: as ``model_info`` does, which reads it first,
-            or in llama.cpp's words.
+            or in llama.cpp's words. Or that of the LoRA adapter cannot be read (see ``gguf_file.read``).
         SettingError: the context cannot be made: ``check_cache`` says why, or the message has llama.cpp's words.
     """
     if vocab_only:
         gguf_file.read(path, vocab_only=True)
     else:
         check_cache(model_info(path, kv_overrides), **context)
+    if lora_path:
+        gguf_file.read(lora_path)
     try:
         with _library.guarded() as errors:
             yield errors
@@ -64,4 +67,4 @@ def reason(errors: list[str]) -> str:
     """What llama.cpp has logged as the cause: the first line, without the names of functions and what is known."""
     if not errors:
         return "llama.cpp gives no reason"
-    return re.sub(r"^(\w+: )?(error loading model( \w+)?: )*", "", errors[0])
+    return re.sub(r"^([a-z]+_\w+: |error loading model( \w+)?: |failed to apply lora adapter: )*", "", errors[0])
