@@ -66,3 +66,18 @@ def test_batches_of_several_sequences(tiny_models: dict[str, Path], name: str, a
                         evaluate(ctx, min(300, room - n - pos), pos, (seq,))
                 evaluate(ctx, n, room - n, seqs)
                 assert reserved(ctx) == before, (seqs, n)
+
+
+@pytest.mark.parametrize("cache", [1, 8])
+def test_a_shift_of_a_long_context(tiny_models: dict[str, Path], cache: int) -> None:
+    """All keys of a layer at once, in F32, would be more than a batch takes."""
+    n_ctx = 8192
+    params = {"n_ctx": n_ctx, "n_ubatch": 64, "type_k": cache}
+    with open_model(tiny_models["llama"]) as model, Context(model, 32, 64, **params) as ctx:
+        before = reserved(ctx)
+        for pos in range(0, n_ctx, 1024):
+            evaluate(ctx, 1024, pos)
+        assert ctx.remove(0, 4, 104)
+        ctx.shift(0, 104, -1, -100)
+        evaluate(ctx, 100, n_ctx - 100)
+        assert reserved(ctx) == before
