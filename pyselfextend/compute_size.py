@@ -3,8 +3,8 @@
 ``compute_size`` is an upper estimate, of what a graph for ``n_ubatch`` tokens keeps at the same time. Its inputs live
 until the last layer has used them; beside them either a layer's attention, its feed-forward network, or the logits:
 
-- *fused*: the activations. On the CPU, where tiles are few, partial results besides (``n_pieces_max`` in
-  ``llama-self-extend-attn-cpu.cpp``); on another device the partial results of both parts, which CUDA takes from its
+- *fused*: the activations. On the CPU, where tiles are few, partial results besides (``n_tokens_pieces`` in
+  ``attention/cpu/problem.h``); on another device the partial results of both parts, which CUDA takes from its
   pool, and a copy in F16 of the K and V of one layer that have another type (``llama_self_extend_cuda_n_work``).
 - *composed*: the scores of a layer in F32 twice, of each part and side by side (``build_attn_composed``), and V copied
   transposed if flash attention is on, in F32 and once more if it is quantized. On a device that is not the CPU a copy
@@ -119,12 +119,19 @@ class _Sizes:
             rows = (k if cache.type_k != "F16" else 0) + (v if cache.type_v != "F16" else 0)
             partial = 2 * F32 * (layer.n_embd_head_v + 2) * layer.n_head * self.n_ubatch  # of each part
             return F16 * rows * self.cells(layer) + partial
+        return F32 * (layer.n_embd_head_v + 2) * layer.n_head * self._tokens_pieces(layer)
+
+    def _tokens_pieces(self, layer: Layer) -> int:
+        """Tokens times pieces: the most that a batch of up to ``n_ubatch`` tokens has, a smaller one perhaps."""
         n_gqa = max(1, layer.n_head // layer.n_head_kv)
-        n_tiles = 1
-        if self.n_ubatch * n_gqa >= N_ROWS_FEW:
-            n_tiles = layer.n_head_kv * -(-self.n_ubatch // max(1, N_ROWS_TILE // n_gqa))
-        n_pieces = N_PIECES // n_tiles
-        return F32 * (layer.n_embd_head_v + 2) * layer.n_head * self.n_ubatch * n_pieces if n_pieces > 1 else 0
+        n_few = min(self.n_ubatch, (N_ROWS_FEW - 1) // n_gqa)
+        found = [n_few * N_PIECES]  # one tile
+        n_tile = max(1, N_ROWS_TILE // n_gqa)
+        for n_tiles in range(1, -(-self.n_ubatch // n_tile) + 1):
+            n_pieces = N_PIECES // (layer.n_head_kv * n_tiles)
+            if n_pieces > 1:
+                found.append(min(self.n_ubatch, n_tiles * n_tile) * n_pieces)
+        return max(found)
 
     def _composed(self, layer: Layer, k: int, v: int) -> int:
         cache = self.cache

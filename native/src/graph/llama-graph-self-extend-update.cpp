@@ -7,6 +7,7 @@
 #include "llama-graph.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <memory>
 
 //
@@ -89,6 +90,43 @@ public:
     ggml_tensor * dst; // I64 [n], the same rows
 };
 
+// Rows that are turned at once: in F32 they take more than they do in the cache, and all of them more than any batch. No more nodes
+// than there is room for: up to 11 for each layer and piece.
+static size_t n_rows_at_once(size_t n_rows, const llama_context & lctx) {
+    constexpr size_t n_pieces = 8;
+
+    return std::max<size_t>(lctx.get_cparams().n_ubatch, (n_rows + n_pieces - 1)/n_pieces);
+}
+
+static void build_shift(
+        llm_graph_result & res, const llama_kv_cache_self_extend & kv_se, const llama_kv_cache & kv, const llama_hparams & hparams,
+        std::vector<int32_t> deltas, std::vector<int32_t> rows) {
+    auto * ctx = res.get_ctx();
+
+    const size_t n = rows.size();
+
+    auto inp = std::make_unique<llm_graph_input_shift>(ctx, kv, hparams.n_pos_per_embd(), std::move(deltas), std::move(rows));
+
+    inp->dst = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n);
+    ggml_set_input(inp->dst);
+
+    for (uint32_t il : kv.get_layer_ids()) {
+        if (kv_se.get_rope(il)->none) {
+            continue;
+        }
+
+        ggml_tensor * k = kv.get_k_storage(il);
+
+        k = ggml_reshape_2d(ctx, k, k->ne[0], k->ne[1]*k->ne[2]);
+
+        ggml_tensor * cur = build_turned(ctx, k, *inp, hparams, *kv_se.get_rope(il), il);
+
+        ggml_build_forward_expand(res.get_gf(), ggml_set_rows(ctx, k, ggml_reshape_2d(ctx, cur, k->ne[0], n), inp->dst));
+    }
+
+    res.add_input(std::move(inp));
+}
+
 ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm_graph_result * res, llama_context * lctx) {
     const auto * kv_se = dynamic_cast<const llama_kv_cache_self_extend *>(lctx->get_memory());
 
@@ -130,29 +168,14 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
         return gf;
     }
 
-    const auto & hparams = llama_get_model(lctx)->hparams;
-    const size_t n       = rows.size();
+    const size_t n = n_rows_at_once(rows.size(), *lctx);
 
-    auto inp = std::make_unique<llm_graph_input_shift>(ctx, kv, hparams.n_pos_per_embd(), std::move(deltas), std::move(rows));
+    for (size_t i0 = 0; i0 < rows.size(); i0 += n) {
+        const size_t i1 = std::min(rows.size(), i0 + n);
 
-    inp->dst = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n);
-    ggml_set_input(inp->dst);
-
-    for (uint32_t il : kv.get_layer_ids()) {
-        if (kv_se->get_rope(il)->none) {
-            continue;
-        }
-
-        ggml_tensor * k = kv.get_k_storage(il);
-
-        k = ggml_reshape_2d(ctx, k, k->ne[0], k->ne[1]*k->ne[2]);
-
-        ggml_tensor * cur = build_turned(ctx, k, *inp, hparams, *kv_se->get_rope(il), il);
-
-        ggml_build_forward_expand(gf, ggml_set_rows(ctx, k, ggml_reshape_2d(ctx, cur, k->ne[0], n), inp->dst));
+        build_shift(*res, *kv_se, kv, llama_get_model(lctx)->hparams,
+                { deltas.begin() + i0, deltas.begin() + i1 }, { rows.begin() + i0, rows.begin() + i1 });
     }
-
-    res->add_input(std::move(inp));
 
     return gf;
 }

@@ -148,14 +148,12 @@ ggml_tensor * llama_self_extend_attn_build(
         GGML_ASSERT(pr.v_new->nb[0] == sizeof(float) && pr.v_new->ne[0] == pr.n_embd_v && pr.v_new->ne[1] == pr.n_head_kv && pr.v_new->ne[2] == pr.n_tokens);
     }
 
-    const int64_t n_pieces = pr.n_pieces_max();
-
-    if (n_pieces > 1) {
+    if (pr.n_pieces_max() > 1) {
         params->n_arrived = std::make_unique<std::atomic<int32_t>[]>(pr.n_tiles(pr.n_tokens_tile_max()));
     }
 
     ggml_tensor * node = llama_self_extend_attn_new_node(ctx, src, scale, logit_softcap, pr.n_embd_v,
-            n_pieces > 1 ? pr.n_partial()*pr.n_head*pr.n_tokens*n_pieces : 0, compute_attn, params);
+            pr.n_partial()*pr.n_head*pr.n_tokens_pieces(), compute_attn, params);
 
     return ggml_view_3d(ctx, node, pr.n_embd_v, pr.n_head, pr.n_tokens,
             pr.n_embd_v*sizeof(float), pr.n_embd_v*pr.n_head*sizeof(float), 0);

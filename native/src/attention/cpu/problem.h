@@ -96,6 +96,25 @@ struct attn_problem {
         return std::max<int64_t>(1, N_PIECES/n_tiles(n_tokens_tile_max()));
     }
 
+    // Tokens times pieces that there is room for: the most that a batch of no more tokens has, in one stream or in several.
+    // The cells of a smaller batch may be cut into more pieces, and what is reserved for the largest has to be enough for it.
+    int64_t n_tokens_pieces() const {
+        attn_problem pr = *this;
+        pr.n_stream = 1; // as many tokens in several streams make as many tiles or more
+
+        int64_t res = 0;
+        for (int64_t n = 1; n <= n_tokens; ++n) {
+            pr.n_tokens = n;
+            pr.n_tps    = n;
+            pr.few      = is_few(n_head, n_head_kv, n);
+
+            if (pr.n_pieces_max() > 1) {
+                res = std::max(res, n*pr.n_pieces_max());
+            }
+        }
+        return res;
+    }
+
     // of a row of a piece: the sum that is not divided yet, maximum, sum of the weights
     int64_t n_partial() const {
         return n_embd_v + 2;
