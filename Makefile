@@ -48,7 +48,7 @@ stress: setup ## do random operations on instances for ten minutes, and compare 
 
 # Says the seed of an input that does harm; SEED makes other inputs.
 SEED ?= 0
-fuzz: setup ## put 10,000 damaged model files, 2,000 saved states and 2,000 session files through what reads them: ten minutes
+fuzz: setup ## put 10,000 damaged model files, and 2,000 each of adapters, grammars, states and session files, through what reads them: ten minutes
 	$(PY) tests/fuzz.py --seed $(SEED)
 
 # The kernel and ggml alone, with a cross compiler and under emulation.

@@ -1,4 +1,4 @@
-"""Damaged model files, saved states and session files, through what reads them, in processes of their own.
+"""Damaged model files, adapters, grammars, states and session files, through what reads them, in other processes.
 
     python tests/fuzz.py            # 10,000 model files, and 2,000 of each other kind
     python tests/fuzz.py models --n 500 --seed 7
@@ -10,6 +10,7 @@ something else than an exception of the package; ``--n 1 --seed S`` runs it agai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -64,8 +65,10 @@ class Worker:
         while (line := self.lines.get(timeout=LIMIT_S)) is not None:
             yield json.loads(line)
 
-    def stop(self) -> str:
-        """How it ended, and its last words."""
+    def stop(self, patience: float = 0.0) -> str:
+        """How it ended, given some seconds, and its last words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self.process.kill()  # nothing happens if it has ended
         status = self.process.wait()
         self.reader.join()
@@ -93,7 +96,7 @@ def run(
                     left = range(seed + 1, seeds.stop)
                     progress(seed - seeds.start + 1)
                     yield Fault(kind, seed, what) if what.startswith(fuzz_worker.UNEXPECTED) else what
-            ended = worker.stop()
+            ended = worker.stop(LIMIT_S)  # the crash may still be written down
         except queue.Empty:
             ended = f"it hangs, for {LIMIT_S:.0f} s; {worker.stop()}"
         finally:

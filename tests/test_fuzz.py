@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 #: Of the results, those that show that it has not only been refused.
-TAKEN = {"models": "opened", "adapters": "opened", "states": "loaded", "sessions": "loaded", "plain-sessions": "loaded"}
+TAKEN = {
+    "models": "opened",
+    "adapters": "opened",
+    "grammars": "completed",
+    "states": "loaded",
+    "plain-states": "loaded",
+    "sessions": "loaded",
+    "plain-sessions": "loaded",
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +29,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "n"), [("models", 200), ("adapters", 100), ("states", 200), ("sessions", 100), ("plain-sessions", 100)]
+    ("kind", "n"),
+    [
+        ("models", 200),
+        ("adapters", 100),
+        ("grammars", 500),
+        ("states", 200),
+        ("plain-states", 100),
+        ("sessions", 100),
+        ("plain-sessions", 100),
+    ],
 )
 def test_damaged_inputs(folder: Path, kind: str, n: int) -> None:
     results = list(fuzz.run(kind, folder, range(1000, 1000 + n)))

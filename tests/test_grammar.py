@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +50,7 @@ REFUSED: dict[str, tuple[str, tuple[int, int] | None, str]] = {
     "long when repeated": ('root ::= "' + "a" * 10**5 + '"{2000}', (1, 100012), "what is repeated is too long"),
     "plus upon plus": ('root ::= "a"' + "+" * 10**5, None, "what is repeated is too long"),
     "no token": ("root ::= <think>", (1, 1), "invalid token '<think>'"),
+    "no token, over lines": ("root ::= <a\nb" + "c" * 500 + ">", (1, 1), "invalid token '<a b"),
     "a NUL": ('root ::= "a\0"', (1, 12), r"cannot have the character '\\x00'"),
     "no UTF-8": ('root ::= "\udc80"', (1, 11), r"cannot have the character '\\udc80'"),
 }  # fmt: skip
@@ -157,10 +154,10 @@ def test_a_processor_that_leaves_nothing_that_fits(llm: Llama) -> None:
         complete(llm, LlamaGrammar.from_string('root ::= "yes"'), logits_processor=LogitsProcessorList([leave]))
 
 
-def test_readings_that_double_with_each_token(llm: Llama) -> None:
-    """Each a may be the one before an x or the one before a y."""
-    text = 'root ::= "a" root "x" | "a" root "y"'
-    with pytest.raises(GrammarError, match="can be read in too many ways"):
+def test_readings_that_grow_with_each_token(llm: Llama) -> None:
+    """Each a may be the one before any of 150 characters: 150 readings, then 22,500."""
+    text = "root ::= " + " | ".join(f'"a" root "\\u{0x4E00 + i:04x}"' for i in range(150))
+    with pytest.raises(GrammarError, match="can be read in too many ways: the text so far has 22500 readings"):
         llm.create_completion("Hello", max_tokens=40, grammar=LlamaGrammar.from_string(text))
 
 
@@ -174,37 +171,3 @@ def test_a_sampler_can_be_reset_and_copied(llm: Llama) -> None:
     sampler.reset()
     assert llm.detokenize([sampler.sample(llm._ctx, -1)]) == b"a"
     assert llm.detokenize([sampler.sample(llm._ctx, -1)]) == b"b"
-
-
-def damaged(seed: int) -> str:
-    """A grammar of llama_cpp's with pieces cut, doubled and put in."""
-    rng = np.random.default_rng(seed)
-    text = getattr(llama_grammar, str(rng.choice([name for name in dir(llama_grammar) if name.endswith("_GBNF")])))
-    pieces = ["{3,}", "{,}", "::=", "root", "ws", *'()[]"*+?|<>.^-', "\n", "\\"]
-    for _ in range(int(rng.integers(1, 6))):
-        begin, n = (int(i) for i in rng.integers(0, len(text), 2))
-        put = str(rng.choice([*pieces, text[n : n + 9]]))
-        text = text[:begin] + put + text[begin + int(rng.choice([0, 1, 5])) :]
-    return text
-
-
-def fuzz(model: str, seeds: range) -> None:
-    """Prints what comes of each damaged grammar."""
-    with Llama(model, n_ctx=256, verbose=False, n_threads=1) as llm:
-        for seed in seeds:
-            try:
-                llm.create_completion("Hello", max_tokens=4, grammar=LlamaGrammar.from_string(damaged(seed)), seed=seed)
-                result = "completed"
-            except GrammarError:
-                result = "refused"
-            print(json.dumps([seed, result]), flush=True)
-
-
-def test_damaged_grammars_do_not_end_the_process(tiny_model: Path) -> None:
-    code = f"import test_grammar; test_grammar.fuzz({str(tiny_model)!r}, range(1000))"
-    here = Path(inspect.getfile(fuzz)).parent
-    child = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=120)
-    done = [json.loads(line) for line in child.stdout.splitlines()]
-    assert child.returncode == 0, f"the grammar after {done[-1:]}: {child.stderr[-2000:]}"
-    assert [seed for seed, _ in done] == list(range(1000))
-    assert {result for _, result in done} == {"completed", "refused"}

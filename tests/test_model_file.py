@@ -194,12 +194,6 @@ def test_a_vocabulary_alone(models: dict[str, Path], tmp_path: Path) -> None:
     assert "holds no tensors" in opened(path)
 
 
-def test_a_context_that_cannot_be_made(models: dict[str, Path]) -> None:
-    result = opened(models["llama-64"], type_v=8, ga_n=1)  # quantized V wants flash attention
-    assert result.startswith(f"SettingError: llama.cpp cannot make a context of {models['llama-64']}: ")
-    assert "quantized V cache requires flash_attn to be enabled" in result
-
-
 def test_threads_are_told_their_own_reason(models: dict[str, Path], tmp_path: Path) -> None:
     """Through the low-level functions, as llama_cpp's class redirects the output of the whole process."""
     from pyselfextend import _native

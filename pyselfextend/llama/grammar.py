@@ -17,6 +17,7 @@ from llama_cpp.llama_grammar import LlamaGrammar  # noqa: E402
 __all__ = ["add", "check_sampled"]
 
 NEWLINE = "\n"
+N_MESSAGE = 120  # characters
 UNFIT = re.compile("[\0\ud800-\udfff]")  # ends a text in C; has no UTF-8
 
 
@@ -71,6 +72,8 @@ def _text(grammar: Any, name: str) -> str:
 
 def _problem(text: str, message: str, place: int | None) -> str:
     """The message, with a place in the text in characters."""
+    message = " ".join(message.split())  # it may quote what stands in the text
+    message = message if len(message) <= N_MESSAGE else f"{message[:N_MESSAGE]}..."
     where = ""
     if place is not None:
         before = text[:place]
