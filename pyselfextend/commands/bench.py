@@ -12,7 +12,7 @@ from ..cache_size import CACHE_TYPES
 from ..machine import n_cores
 from ..output_file import check_output, is_stream
 from ._command import Command, option
-from ._options import GGUF_FILE, CommaSeparated, Integer
+from ._options import GGUF_FILE, CommaSeparated, Integer, NamedPath
 
 EPILOG = """The stock build is llama.cpp from the same pinned source without our patches, compiled as our library was.
 It is built once, into the cache folder (PYSELFEXTEND_CACHE_DIR, or the user's), which takes a C++ compiler and minutes.
@@ -72,7 +72,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 @option("--plain/--no-plain", default=True, section="What is compared", help="Our build with the plain model.")
 @option(
     "--stock",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     section="What is compared",
     show_default="it is built",
@@ -146,7 +146,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 @option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     section="Results",
     callback=_output,
@@ -155,7 +155,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 @option(
     "--plot",
     "plot_path",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     section="Results",
     callback=_output,
