@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def places(tiny_model: Path, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "results.jsonl").write_bytes(b"")
     os.mkfifo(tmp_path / "fifo")
-    return {"MODEL": str(tiny_model)} | {
+    return {"MODEL": shutil.copy(tiny_model, tmp_path)} | {
         word: str(tmp_path / name)
         for word, name in [("FOLDER", "folder"), ("OUT", "out"), ("EMPTY", "empty"), ("FIFO", "fifo"),
                            ("MISSING", "missing"), ("RESULTS", "results.jsonl")]

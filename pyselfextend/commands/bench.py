@@ -190,6 +190,9 @@ def command(
     """
     if stock is not None and no_stock:
         raise click.UsageError("--stock and --no-stock exclude each other")
+    for path in (json_path, plot_path):
+        if path is not None and path.exists() and model.exists() and path.samefile(model):
+            raise click.UsageError(f"{path} is the model, and results would replace it; give another file")
     if pairs is not None and no_pairs:
         raise click.UsageError("--pairs and --no-pairs exclude each other")
     from .. import bench
