@@ -25,7 +25,7 @@ from .placement import Attention, attention_from
 __all__ = ["Build", "Device", "Diagnosis", "Features", "ModelAnswer", "examine"]
 
 NAME = requirements.NAME
-ATTN_VARIABLE = "PYSELFEXTEND_ATTN"  # llama.ATTN_VARIABLE, in a module that loads the library
+ATTN_VARIABLE = "PYSELFEXTEND_ATTN"  # llama.model.ATTN_VARIABLE, in a module that loads the library
 #: Runs the probe of the package that this process has, and not of another one in the current folder.
 PROBE = (
     "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "

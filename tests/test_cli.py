@@ -228,6 +228,8 @@ def test_a_command_that_is_not_there_leaves_the_others_alone(
         (("demo", "--depth", "2"), "'--depth': 2 is not between 0 and 1"),
         (("demo", "--depth", "nan"), "'--depth': 'nan' is not a number"),
         (("plan", ""), "Invalid value for 'MODEL': the name is empty; it must be that of a GGUF file"),
+        (("eval", "kv", "m", "--out", ""), "Invalid value for '--out': the name is empty"),
+        (("bench", "m", "--json", ""), "Invalid value for '--json': the name is empty"),
         (("eval", "kv", "m", "--samples", "10001"), "'--samples': 10001 is not between 1 and 10000"),
         (("eval", "ppl", "m", "--lengths", "20000000"), "'--lengths': 20000000 is not between 1 and 16777216"),
         (("demo", "--threads", "600"), "'--threads': 600 is not between 1 and 512"),

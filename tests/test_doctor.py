@@ -21,10 +21,11 @@ import pytest
 import unsupported
 from test_identity import LIB, SUFFIX, copy, other_libraries  # noqa: F401
 
-from pyselfextend import _native, doctor, llama
+from pyselfextend import _native, doctor
 from pyselfextend.commands import doctor as command_doctor
 from pyselfextend.default_model import find_model
 from pyselfextend.doctor import Build, Device, Diagnosis, Features, ModelAnswer, examine
+from pyselfextend.llama import model
 from pyselfextend.placement import Attention
 
 HERE = Path(__file__).parent
@@ -145,7 +146,7 @@ def test_attention_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         f"fused in layers on CPU, CUDA0, CUDA1 (CUDA0, CUDA1: {condition}); "
         "composed of stock operators in those on RPC0"
     )
-    monkeypatch.setenv(llama.ATTN_VARIABLE, "composed")
+    monkeypatch.setenv(model.ATTN_VARIABLE, "composed")
     assert doctor._attention((cpu,)) == "composed in all layers: PYSELFEXTEND_ATTN is set"
 
 
@@ -353,7 +354,7 @@ def test_a_variable_that_names_another_library(other_libraries: Path) -> None:  
 def test_a_variable_of_ours_with_a_bad_value() -> None:
     (problem,) = diagnose(PYSELFEXTEND_ATTN="fast")["problems"]
     assert problem == "PYSELFEXTEND_ATTN is 'fast'; set it to one of auto, fused, composed, or unset it"
-    assert doctor.ATTN_VARIABLE == llama.ATTN_VARIABLE
+    assert doctor.ATTN_VARIABLE == model.ATTN_VARIABLE
 
 
 def test_missing_requirements(copy: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -76,3 +77,27 @@ def test_at_imports_of_a_command(tiny_model: Path, tmp_path: Path) -> None:
         assert {file.name for file in files} <= {"results.jsonl"}
         for file in files:
             assert len(read_results([file])[0]) == 1
+
+
+def test_programs_that_import_the_package_keep_their_handler() -> None:
+    code = "import signal; before = signal.getsignal(signal.SIGINT); import pyselfextend, pyselfextend.cli as cli\n"
+    code += "cli.main(['--version']); assert signal.getsignal(signal.SIGINT) is before"
+    for handler in (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, timeout=60,
+            preexec_fn=lambda handler=handler: signal.signal(signal.SIGINT, handler),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+def test_where_it_is_ignored_it_stays_so() -> None:
+    """As behind a shell's &."""
+    code = AT_AN_IMPORT.replace("signal.default_int_handler", "signal.SIG_IGN")
+    for number in (1, 20, 60):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "pyselfextend._native", str(number), SCRIPT, "--version"],
+            capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent,
+        )  # fmt: skip
+        assert done.returncode == 0
+        assert done.stdout.startswith("pyselfextend ")
+        assert done.stderr.startswith("at ")

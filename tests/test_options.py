@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def tried(name: str, places: dict[str, str], values: list[str]) -> Iterator[list
     def placed(words: str | list[str]) -> list[str]:
         return [places.get(word, word) for word in (words.split() if isinstance(words, str) else words)]
 
-    command, start = COMMANDS[name], placed(SMALL[name].replace("EVAL", EVAL))
+    command, words = COMMANDS[name], placed(SMALL[name].replace("EVAL", EVAL))
     shared = {param.name for param in COMMANDS["eval passkey"].params}
     for param in command.params:
         if name.startswith("eval ") and name != "eval passkey" and param.name in shared:
@@ -74,6 +75,7 @@ def tried(name: str, places: dict[str, str], values: list[str]) -> Iterator[list
         given = placed([value for value in values if value != "FIFO" or param.name not in STREAMS])
         if isinstance(param, click.Option):
             flag = max(param.opts, key=len)
+            start = [word for word in words if word != f"--no-{flag[2:]}"]
             if param.is_flag:
                 yield [*name.split(), *start, f"{flag}=nonsense"]
                 continue
@@ -81,7 +83,7 @@ def tried(name: str, places: dict[str, str], values: list[str]) -> Iterator[list
                 yield [*name.split(), *start, *([flag, value, value] if param.nargs == 2 else [f"{flag}={value}"])]
         else:
             for value in given:
-                yield [*name.split(), "--", value] if value.startswith("-") else [*name.split(), value, *start[1:]]
+                yield [*name.split(), "--", value] if value.startswith("-") else [*name.split(), value, *words[1:]]
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def places(tiny_model: Path, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "results.jsonl").write_bytes(b"")
     os.mkfifo(tmp_path / "fifo")
-    return {"MODEL": str(tiny_model)} | {
+    return {"MODEL": shutil.copy(tiny_model, tmp_path)} | {
         word: str(tmp_path / name)
         for word, name in [("FOLDER", "folder"), ("OUT", "out"), ("EMPTY", "empty"), ("FIFO", "fifo"),
                            ("MISSING", "missing"), ("RESULTS", "results.jsonl")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -228,6 +229,17 @@ def test_bench_does_not_replace_what_its_tables_go_into(tiny_model: Path, tmp_pa
             done = subprocess.run([*words, name], stdout=stdout, stderr=subprocess.PIPE, timeout=60, cwd=tmp_path)
         assert done.returncode == 2
         assert f"{name} cannot be written: it is what the tables are printed into" in done.stderr.decode()
+
+
+def test_bench_does_not_replace_the_model(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, link = Path(shutil.copy(tiny_model, tmp_path)), tmp_path / "link.png"
+    link.symlink_to(model)
+    for option, path in (("--json", model), ("--json", link), ("--plot", link)):
+        assert main(["bench", str(model), *BENCH, option, str(path)]) == 2
+        assert capsys.readouterr().err.endswith(
+            f"{path} is the model, and results would replace it; give another file\n"
+        )
+    assert model.read_bytes() == tiny_model.read_bytes()
 
 
 def test_results_need_a_file(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

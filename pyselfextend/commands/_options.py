@@ -18,7 +18,7 @@ from ..config import SETTING_MAX
 from ..machine import n_cores
 from ._command import option
 
-__all__ = ["FRACTION", "GGUF_FILE", "CommaSeparated", "GgufFile", "Integer", "Real", "seed", "threads"]
+__all__ = ["FRACTION", "GGUF_FILE", "CommaSeparated", "GgufFile", "Integer", "NamedPath", "Real", "seed", "threads"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -108,6 +108,19 @@ class GgufFile(click.ParamType[Path]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """Left to what the shell has for it (``completion``)."""
         return [CompletionItem(incomplete, type="gguf")]
+
+
+class NamedPath(click.Path[Path]):
+    """The path of a file or a folder. An empty one, such as a variable that is not set, is not the folder one is in."""
+
+    def __init__(self, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Check it."""
+        if not value:
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 #: From 0 to 1.

@@ -12,7 +12,7 @@ from ..cache_size import CACHE_TYPES
 from ..machine import n_cores
 from ..output_file import check_output, is_stream
 from ._command import Command, option
-from ._options import GGUF_FILE, CommaSeparated, Integer
+from ._options import GGUF_FILE, CommaSeparated, Integer, NamedPath
 
 EPILOG = """The stock build is llama.cpp from the same pinned source without our patches, compiled as our library was.
 It is built once, into the cache folder (PYSELFEXTEND_CACHE_DIR, or the user's), which takes a C++ compiler and minutes.
@@ -72,7 +72,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 @option("--plain/--no-plain", default=True, section="What is compared", help="Our build with the plain model.")
 @option(
     "--stock",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     section="What is compared",
     show_default="it is built",
@@ -146,7 +146,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 @option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     section="Results",
     callback=_output,
@@ -155,7 +155,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 @option(
     "--plot",
     "plot_path",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     section="Results",
     callback=_output,
@@ -190,6 +190,9 @@ def command(
     """
     if stock is not None and no_stock:
         raise click.UsageError("--stock and --no-stock exclude each other")
+    for path in (json_path, plot_path):
+        if path is not None and path.exists() and model.exists() and path.samefile(model):
+            raise click.UsageError(f"{path} is the model, and results would replace it; give another file")
     if pairs is not None and no_pairs:
         raise click.UsageError("--pairs and --no-pairs exclude each other")
     from .. import bench

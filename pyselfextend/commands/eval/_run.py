@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._command import Command, option
-from .._options import FRACTION, GGUF_FILE, CommaSeparated, Integer, threads
+from .._options import FRACTION, GGUF_FILE, CommaSeparated, Integer, NamedPath, threads
 
 if TYPE_CHECKING:
     from ...eval.cases import Task
@@ -103,7 +103,7 @@ def eval_command(*examples: str) -> Callable[[_Function], click.Command]:
             section="What is compared", help="Types of the KV cache, or of K and V apart (Q8_0:F16).",
         ),
         option(
-            "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", section="Results",
+            "--out", type=NamedPath(file_okay=False), metavar="DIR", section="Results",
             help="Folder of the results and of the report. If it has results of the same run, that is gone on with.  "
             "[default: eval-TASK]",
         ),
@@ -227,7 +227,7 @@ def data(what: str) -> Callable[[_Function], _Function]:
             help="Which datasets.  [default: all that the folder holds]",
         )(function)  # fmt: skip
         decorated = option(
-            "--data", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR", section="Task",
+            "--data", type=NamedPath(file_okay=False), required=True, metavar="DIR", section="Task",
             help=f"Folder of the published files: {what}.",
         )(decorated)  # fmt: skip
         return decorated
@@ -254,7 +254,7 @@ def text(function: _Function) -> _Function:
         return default_text() if value is None else read_text(value)
 
     decorated: _Function = option(
-        "--text", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", section="Task", callback=read,
+        "--text", type=NamedPath(dir_okay=False), metavar="FILE", section="Task", callback=read,
         help="A UTF-8 text.  [default: the documentation that comes with Python]",
     )(function)  # fmt: skip
     return decorated

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .._command import Command, option
+from .._options import NamedPath
 
 
 @click.command(
@@ -16,9 +17,9 @@ from .._command import Command, option
         "pyselfextend eval report eval-*/results.jsonl --out report",
     ],
 )
-@click.argument("files", metavar="RESULTS...", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("files", metavar="RESULTS...", nargs=-1, required=True, type=NamedPath(dir_okay=False))
 @option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default="report", metavar="DIR",
+    "--out", type=NamedPath(file_okay=False), default="report", metavar="DIR",
     help="Folder of the report.",
 )  # fmt: skip
 def command(files: tuple[Path, ...], out: Path) -> int:
