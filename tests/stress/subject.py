@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
 import random
 from collections import Counter
@@ -18,9 +17,6 @@ from .kinds import Kind, Shift, Text, some_tokens
 from .trace import Trace
 
 from llama_cpp import LogitsProcessorList, StoppingCriteriaList  # isort: skip  # after pyselfextend
-
-#: Until then shifting the plain model with a quantized K cache ends the process, unless heads are of 64 or 128.
-SHIFTS_ARE_SAFE = importlib.util.find_spec("pyselfextend.llama.shift") is not None
 
 
 class Cancelled(Exception):
@@ -89,8 +85,6 @@ class Subject:
         self.text = self.text.cut(n)
 
     def shift(self) -> None:
-        if self._is_plain and "type_k" in self.kind.options and not SHIFTS_ARE_SAFE:
-            return
         n_keep = self.rng.randint(0, len(self.text.tokens))
         shift = Shift(n_keep, self.rng.randint(0, len(self.text.tokens) - n_keep))
         self._note(shift)
@@ -233,10 +227,6 @@ class Subject:
         assert self.llm.detokenize(self.llm.tokenize(text)).strip() == text.strip()
 
     # -- parts
-
-    @property
-    def _is_plain(self) -> bool:
-        return bool(self.kind.options["ga_n"] == 1)
 
     @property
     def _has_drafts(self) -> bool:
