@@ -13,6 +13,7 @@ import pytest
 
 from pyselfextend import ContextFullError, Llama, ShiftError, StaleStreamError, StateError
 
+from .interrupts import interrupted
 from .kinds import Kind, Shift, Text, some_tokens
 from .trace import Trace
 
@@ -34,8 +35,23 @@ class Subject:
         "evaluate": 6, "cut": 3, "shift": 2, "overfill": 0.5, "reset": 0.3,
         "save": 1.5, "load": 1.5, "load_damaged": 0.5,
         "complete": 2, "draw": 1, "chat": 0.5, "stream": 1.5, "generate": 1.5, "cancel": 1, "overtake": 0.5,
-        "pickle": 0.2, "reopen": 0.2, "set_cache": 0.5, "tokenize": 0.3,
+        "pickle": 0.2, "reopen": 0.2, "set_cache": 0.5, "tokenize": 0.3, "interrupt": 2,
     }  # fmt: skip
+    #: Those after which the instance itself can say what it holds.
+    INTERRUPTED: ClassVar = [
+        "evaluate",
+        "cut",
+        "reset",
+        "save",
+        "load",
+        "complete",
+        "draw",
+        "chat",
+        "stream",
+        "generate",
+    ]
+    #: Whether Ctrl-C comes at any moment of them. It comes at another moment each time, whatever the seed.
+    has_interrupts: ClassVar = False
 
     def __init__(self, kind: Kind, rng: random.Random, caches: list[Any]) -> None:
         self.kind, self.rng, self.caches = kind, rng, [None, *caches]
@@ -203,6 +219,15 @@ class Subject:
             for _ in stream:
                 pass
         self._generated(other)
+
+    def interrupt(self) -> None:
+        if self.has_interrupts:
+            self._forget_shifts()
+            name, seconds = self.rng.choice(self.INTERRUPTED), self.rng.random() * 0.03
+            self._note(f"{name} after {seconds:.4f} s:")
+            with interrupted(seconds):
+                getattr(self, name)()
+            self._generated(())
 
     # -- the instance
 
