@@ -62,7 +62,7 @@ def test_wrong_logits_are_found(tiny_models: dict[str, Path], monkeypatch: pytes
     ("left", "message"),
     [
         (lambda: open(os.devnull), r"^lap \d left something: "),  # noqa: SIM115
-        (lambda: bytearray(b"x" * 2**22), r"^memory grows: "),
+        (lambda: bytearray(b"x" * 2**20), r"^memory grows: "),
     ],
 )
 def test_what_is_left_is_found(

@@ -14,6 +14,7 @@ from pathlib import Path
 import architectures
 
 from .run import Limits, StressError, run
+from .subject import Subject
 from .trace import Trace
 
 
@@ -24,10 +25,13 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads, each with instances of its own (%(default)s)")
     parser.add_argument("--first-lap", type=int, default=0, metavar="LAP", help="number of the first lap (%(default)s)")
     parser.add_argument("--laps", type=int, default=None, help="how many laps, instead of --seconds")
+    parser.add_argument("--interrupts", action="store_true", help="Ctrl-C at any moment; with one thread")
     parser.add_argument("--tell", action="store_true", help="print each operation before it is done")
     args = parser.parse_args()
+    if args.interrupts and args.threads != 1:
+        parser.error("--interrupts takes one thread: Python interrupts the main thread alone")
     faulthandler.enable()
-    Trace.tells = args.tell
+    Trace.tells, Subject.has_interrupts = args.tell, args.interrupts
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     limits = Limits(args.seconds if args.laps is None else None, args.first_lap, args.laps)
     print(f"seed {seed}, {args.threads} threads", flush=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+
+from pyselfextend import StaleStreamError
 
 from .kinds import Kind, Text, some_tokens
 from .trace import Trace
@@ -55,10 +57,21 @@ class Shared:
         self.llm.close()
 
     def ask(self, rng: random.Random) -> None:
+        """A completion, or a stream, that may come to its end or be overtaken by another thread."""
         prompt, answer = rng.choice(_clear_prompts(self.kind))
         given: dict[str, Any] = {"max_tokens": _N_ANSWER, "temperature": 0.0}
-        completion: Any = self.llm.create_completion(list(prompt), **given)
-        assert completion["choices"][0]["text"] == answer, "another answer than alone"
+        if rng.random() < 0.5:
+            completion: Any = self.llm.create_completion(list(prompt), **given)
+            assert completion["choices"][0]["text"] == answer, "another answer than alone"
+            return
+        text, stream = "", cast(Any, self.llm.create_completion(list(prompt), **given, stream=True))
+        try:
+            for chunk in stream:
+                text += chunk["choices"][0]["text"]
+        except StaleStreamError:
+            assert answer.startswith(text), "another stream than alone"
+        else:
+            assert text == answer, "another stream than alone"
 
 
 _N_ANSWER = 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
 import random
 from collections import Counter
@@ -14,13 +13,11 @@ import pytest
 
 from pyselfextend import ContextFullError, Llama, ShiftError, StaleStreamError, StateError
 
+from .interrupts import interrupted
 from .kinds import Kind, Shift, Text, some_tokens
 from .trace import Trace
 
 from llama_cpp import LogitsProcessorList, StoppingCriteriaList  # isort: skip  # after pyselfextend
-
-#: Until then shifting the plain model with a quantized K cache ends the process, unless heads are of 64 or 128.
-SHIFTS_ARE_SAFE = importlib.util.find_spec("pyselfextend.llama.shift") is not None
 
 
 class Cancelled(Exception):
@@ -38,8 +35,23 @@ class Subject:
         "evaluate": 6, "cut": 3, "shift": 2, "overfill": 0.5, "reset": 0.3,
         "save": 1.5, "load": 1.5, "load_damaged": 0.5,
         "complete": 2, "draw": 1, "chat": 0.5, "stream": 1.5, "generate": 1.5, "cancel": 1, "overtake": 0.5,
-        "pickle": 0.2, "reopen": 0.2, "set_cache": 0.5, "tokenize": 0.3,
+        "pickle": 0.2, "reopen": 0.2, "set_cache": 0.5, "tokenize": 0.3, "interrupt": 2,
     }  # fmt: skip
+    #: Those after which the instance itself can say what it holds.
+    INTERRUPTED: ClassVar = [
+        "evaluate",
+        "cut",
+        "reset",
+        "save",
+        "load",
+        "complete",
+        "draw",
+        "chat",
+        "stream",
+        "generate",
+    ]
+    #: Whether Ctrl-C comes at any moment of them. It comes at another moment each time, whatever the seed.
+    has_interrupts: ClassVar = False
 
     def __init__(self, kind: Kind, rng: random.Random, caches: list[Any]) -> None:
         self.kind, self.rng, self.caches = kind, rng, [None, *caches]
@@ -89,8 +101,6 @@ class Subject:
         self.text = self.text.cut(n)
 
     def shift(self) -> None:
-        if self._is_plain and "type_k" in self.kind.options and not SHIFTS_ARE_SAFE:
-            return
         n_keep = self.rng.randint(0, len(self.text.tokens))
         shift = Shift(n_keep, self.rng.randint(0, len(self.text.tokens) - n_keep))
         self._note(shift)
@@ -210,6 +220,15 @@ class Subject:
                 pass
         self._generated(other)
 
+    def interrupt(self) -> None:
+        if self.has_interrupts:
+            self._forget_shifts()
+            name, seconds = self.rng.choice(self.INTERRUPTED), self.rng.random() * 0.03
+            self._note(f"{name} after {seconds:.4f} s:")
+            with interrupted(seconds):
+                getattr(self, name)()
+            self._generated(())
+
     # -- the instance
 
     def pickle(self) -> None:
@@ -233,10 +252,6 @@ class Subject:
         assert self.llm.detokenize(self.llm.tokenize(text)).strip() == text.strip()
 
     # -- parts
-
-    @property
-    def _is_plain(self) -> bool:
-        return bool(self.kind.options["ga_n"] == 1)
 
     @property
     def _has_drafts(self) -> bool:
