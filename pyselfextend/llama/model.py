@@ -8,19 +8,15 @@ import inspect
 import os
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
-from ..config import SelfExtendConfig, SelfExtendInfo, integer
+from ..config import SelfExtendConfig, SelfExtendInfo
 from ..errors import (
-    ContextFullError,
     ModelFileError,
     SelfExtendError,
     SettingError,
-    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -30,15 +26,13 @@ _library = _native.load()  # before llama_cpp, which it imports with our library
 
 import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
-from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
 
-from . import grammar as grammars  # noqa: E402
-from . import model_file, prompt_cache, states, templates, windows  # noqa: E402
-from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional, tokens_of  # noqa: E402
-from .completion import Ending, criteria_of, text_before  # noqa: E402
+from . import model_file, prompt_cache, states, templates  # noqa: E402
+from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional  # noqa: E402
+from .generation import Generating  # noqa: E402
 from .guard import FORKED, Gone, Guard, check_process  # noqa: E402
 from .public import public  # noqa: E402
-from .sampling import Callbacks, processor, processors_of  # noqa: E402
+from .sampling import Callbacks  # noqa: E402
 from .shift import shift  # noqa: E402
 from .vocabulary import Pieces  # noqa: E402
 
@@ -53,10 +47,8 @@ _opening = threading.RLock()
 _UPSTREAM = inspect.signature(llama_cpp.Llama.__init__).parameters
 _NAMES = [*(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD), "ga_n", "ga_w"]
 
-NO_VOCAB = 0  # LLAMA_VOCAB_TYPE_NONE
 
-
-class Llama(llama_cpp.Llama):
+class Llama(Generating):
     """A GGUF model that reads beyond its trained context, by SelfExtend (arXiv 2401.01325).
 
     A ``llama_cpp.Llama`` with two more arguments; every other argument, method, chat format and return type is its own.
@@ -99,7 +91,6 @@ class Llama(llama_cpp.Llama):
         self._callbacks = Callbacks(self._guard)
         self._config = SelfExtendConfig(ga_n, ga_w)
         self._self_extend: SelfExtendInfo | None = None
-        self._n_outputs = 0  # of the last tokens, that have logits
         check_names(kwargs, _NAMES, "Llama()")
         kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
         self._files = prompt_cache.identity(kwargs["model_path"], kwargs.get("lora_path"))
@@ -200,238 +191,6 @@ class Llama(llama_cpp.Llama):
         n_ctx = int(super().n_ctx())
         return n_ctx if self._config.is_plain else min(n_ctx, self.self_extend.n_ctx_reach)
 
-    # -- tokens and texts
-
-    @public(changes=False)
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """The tokens of a text, as in ``llama_cpp.Llama``."""
-        self._need_vocabulary()
-        return super().tokenize(text, add_bos, special)
-
-    @public(changes=False)
-    def detokenize(
-        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
-    ) -> bytes:
-        """The text of tokens, as in ``llama_cpp.Llama``.
-
-        Raises:
-            SettingError: one is not a token of this vocabulary.
-        """
-        self._need_vocabulary()
-        found = tokens_of("tokens", tokens, self._n_vocab)
-        if type(self.tokenizer_) is not LlamaTokenizer:
-            return super().detokenize(found, prev_tokens=list(prev_tokens or ()), special=special)
-        text = self._pieces.join(found, special)
-        return text[1:] if found and found[0] == self.token_bos() and text[:1] == b" " else text
-
-    def _need_vocabulary(self) -> None:
-        if type(self.tokenizer_) is LlamaTokenizer and self._model.vocab_type() == NO_VOCAB:
-            raise ModelFileError(f"{self.model_path} has no tokenizer, so it has no texts")  # llama.cpp would abort
-
-    @public(changes=False)
-    def set_seed(self, seed: int | None) -> None:
-        """Set the seed, as in ``llama_cpp.Llama``. None and -1: another one each time."""
-        self._seed = SEED_MAX if seed is None else seed % (SEED_MAX + 1)
-
-    # -- evaluation
-
-    @property
-    def n_tokens(self) -> int:
-        """How many tokens have been evaluated. A smaller number goes back to an earlier point."""
-        return self._n_tokens
-
-    @n_tokens.setter
-    def n_tokens(self, value: int) -> None:
-        if value < getattr(self, "_n_tokens", 0):
-            self._requires_eval = True  # the logits are those after the last token: llama_cpp would sample from them
-        self._n_tokens = value
-
-    @public(changes=True)
-    def eval(self, tokens: Sequence[int]) -> None:
-        """Evaluate tokens after the ``n_tokens`` that have been evaluated.
-
-        Raises:
-            ContextFullError: a ``ValueError``: they do not fit into what is left of the context. Nothing was evaluated.
-            SettingError: one is not a token of this vocabulary. Nothing was evaluated.
-        """
-        found = tokens_of("tokens", tokens, self._n_vocab)
-        if self._ctx.memory is None:
-            raise UsageError("this model has no cache: it embeds texts, and does not go on with them; use embed()")
-        room = min(self.n_ctx(), len(self.input_ids))
-        if self.n_tokens + len(found) > room:
-            raise ContextFullError(
-                f"{len(found)} tokens after {self.n_tokens} do not fit into the context of {room} tokens; "
-                f"give at most {room - self.n_tokens}, or create the model with a larger n_ctx"
-            )
-        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) or windows.have_forgotten(self):
-            self._evaluate_again()
-        self._evaluate(found)
-
-    def _evaluate(self, tokens: list[int]) -> None:
-        if tokens:
-            self._n_outputs = 0  # should it be stopped half-way
-            super().eval(tokens)
-            self._n_outputs = (len(tokens) - 1) % self.n_batch + 1 if self._logits_all else 1
-
-    def _evaluate_again(self) -> None:
-        """Fill the cache anew with the tokens so far: it cannot be cut at ``n_tokens``.
-
-        So it is where keys that would come into a window again are lost: those of layers with a sliding window of their
-        own (``swa_full=False``), and of models that normalize keys after RoPE. llama_cpp ignores the refusal, and would
-        go on with both the old tokens and the new ones in the cache.
-        """
-        tokens = self.input_ids[: self.n_tokens].tolist()
-        self.n_tokens = 0
-        super().eval(tokens)  # which removes what the cache holds from position 0 on
-
-    @public(changes=True, like=llama_cpp.Llama.sample)
-    def sample(self, idx: int | None = None, **kwargs: Any) -> int:  # type: ignore[override]
-        """Sample a token, as in ``llama_cpp.Llama``.
-
-        Args:
-            idx: after which of the tokens evaluated. None: the last.
-            **kwargs: settings of the sampler.
-
-        Raises:
-            UsageError: there are no logits: nothing was evaluated since the instance was opened or loaded a state.
-            GrammarError: the grammar cannot be used, or no token continues the text as it wants it.
-        """
-        if self._requires_eval or self._n_outputs == 0:
-            raise UsageError("there are no logits to sample from; evaluate tokens first")
-        last = self.n_tokens - 1
-        self._sampled_after = last if idx is None else integer("idx", idx, last + 1 - self._n_outputs, last)
-        token = super().sample(idx=idx, **kwargs)
-        self._callbacks.raise_kept()
-        grammars.check_sampled()
-        return int(token)
-
-    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        found, grammar = kwargs.pop("logits_processor", None), kwargs.pop("grammar", None)
-        if found is not None:
-            kwargs["logits_processor"] = [processor(each, self._sampled) for each in found]
-        sampler = super()._init_sampler(*args, **kwargs)
-        if grammar is not None:  # llama_cpp's ends the process where it cannot be followed
-            grammars.add(sampler, self._model.vocab, grammar)
-        for _, custom in sampler.custom_samplers:
-            custom.apply_func = self._callbacks.keep(custom.apply_func)
-        return sampler
-
-    def _sampled(self) -> Any:
-        """The tokens up to that after which one is sampled: those evaluated, without drafts that may be dropped."""
-        return self.input_ids[: self._sampled_after + 1]
-
-    @public(changes=True, like=llama_cpp.Llama.generate)
-    def generate(  # type: ignore[override]
-        self, tokens: Sequence[int], stopping_criteria: Any = None, **kwargs: Any
-    ) -> Generator[int, Sequence[int] | None, None]:
-        """Generate tokens after a prompt, as in ``llama_cpp.Llama``."""
-        ending = next((each for each in stopping_criteria or () if isinstance(each, Ending)), None)
-        criterion = ending.criterion if ending else criteria_of(stopping_criteria)
-        prompt = tokens_of("tokens", tokens, self._n_vocab)
-        if not prompt and not self.n_tokens:
-            raise SettingError(
-                "there is nothing to go on from: the prompt is empty, and the model has no token to begin with"
-            )
-        if ending:
-            ending.limit(self._n_ctx - len(prompt))
-        steps = super().generate(prompt, **kwargs)
-        sampler = sent = None
-        given: list[int] = []
-        try:
-            while True:
-                token = steps.send(sent)
-                sampler = self._sampler
-                if criterion is not None and self._is_met(criterion):
-                    if ending:
-                        ending.end("stop")
-                    return
-                if ending:
-                    self._tell(ending, prompt, given, token)
-                sent = yield token
-                if ending and ending.finish_reason:
-                    return
-        except StopIteration:
-            return
-        finally:
-            steps.close()
-            if self._sampler is sampler:
-                self._sampler = None  # sample() would use it, whatever settings it is given
-
-    def _is_met(self, criterion: Callable[[Any, Any], bool]) -> bool:
-        row = self._ctx.get_logits_ith(self._sampled_after - self.n_tokens)
-        logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,)).copy()
-        with self._guard.callback():
-            return criterion(self._sampled(), logits)
-
-    def _tell(self, ending: Ending, prompt: list[int], given: list[int], token: int) -> None:
-        if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
-            ending.end("stop")
-            return
-        given.append(token)
-        if type(self.tokenizer_) is LlamaTokenizer:
-            ending.add(self.detokenize([token]))
-        else:  # whose texts of tokens may depend on those before
-            ending.add_to(self.detokenize(given, prev_tokens=prompt))
-
-    # -- completions
-
-    def _create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        given = dict(_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
-        given.pop("self")
-        if not isinstance(prompt, str):
-            given["prompt"] = prompt = tokens_of("prompt", prompt, self._n_vocab)
-        stream, echo = given.get("stream", False), given.get("echo", False)
-        if echo and not isinstance(prompt, str):
-            given["echo"] = False  # llama_cpp adds a list to a text
-        biases = given.pop("logit_bias", None)
-        for token in biases or ():
-            integer("a key of logit_bias", token, 0, self._n_vocab - 1)
-        given["logits_processor"] = processors_of(given.get("logits_processor"), biases)
-        if given.get("logprobs") is not None and not self._logits_all:
-            raise SettingError("logprobs are of all tokens; open the model with logits_all=True to have them")
-        criterion = criteria_of(given.pop("stopping_criteria", None))
-        ending = Ending(
-            given.pop("stop", None) or (), given.get("max_tokens", 16), criterion, is_first=len(prompt) == 0
-        )
-        answers: Any = super()._create_completion(**given, stopping_criteria=ending)  # type: ignore[arg-type]
-        try:
-            for answer in answers:
-                if stream:
-                    yield from ending.chunks(answer)
-                else:
-                    yield ending.answer(answer, text_before(self, prompt, echo))
-        except ValueError as error:
-            if "exceed context window" in str(error):  # llama_cpp's own words
-                raise ContextFullError(
-                    f"{error} tokens; shorten the prompt, or open the model with a larger n_ctx"
-                ) from None
-            raise
-
-    @public(changes=True)
-    def embed(
-        self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
-    ) -> Any:
-        """Embed texts, as in ``llama_cpp.Llama``; that one is longer than ``n_batch`` and cut is warned of."""
-        if not isinstance(input, str) and not input:
-            return ([], 0) if return_count else []
-        for i, text in enumerate([input] if isinstance(input, str) else input):
-            n_tokens = len(self.tokenize(text.encode("utf-8")))
-            if n_tokens == 0:  # llama_cpp would write before the batch
-                raise SettingError(f"input[{i}] is {text!r}, which has no tokens; there is nothing to embed")
-            if truncate and n_tokens > self.n_batch:
-                warnings.warn(
-                    f"input[{i}] has {n_tokens} tokens, and is cut to n_batch={self.n_batch}; create the model with a "
-                    "larger n_batch and n_ctx, or give truncate=False to have an error",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-        if isinstance(input, str) or int(self.pooling_type()) != llama_cpp.LLAMA_POOLING_TYPE_NONE:
-            return super().embed(input, normalize, truncate, return_count)
-        # of several texts in a batch, llama_cpp takes the tokens' embeddings of all but the first from other places
-        found = [super(Llama, self).embed(text, normalize, truncate, return_count=True) for text in input]
-        embeddings = [each for each, _ in found]
-        return (embeddings, sum(n for _, n in found)) if return_count else embeddings
-
     # -- states
 
     @public(changes=False)
@@ -517,9 +276,6 @@ class Llama(llama_cpp.Llama):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)
 
 
 class _Path(str):

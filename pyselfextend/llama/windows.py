@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import llama_cpp
 
 if TYPE_CHECKING:
-    from .model import Llama
+    from .evaluation import Evaluating
 
 __all__ = ["have_forgotten"]
 
 
-def have_forgotten(llm: Llama) -> bool:
+def have_forgotten(llm: Evaluating) -> bool:
     """Whether the plain model's cache lacks what the token after ``n_tokens`` sees; with a pair the cache says so.
 
     llama.cpp cuts such a cache at any length without a word. What is left begins at its first position.
