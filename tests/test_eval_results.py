@@ -123,6 +123,17 @@ def test_another_file_is_refused_and_left_alone(tmp_path: Path, content: str) ->
             read_results([path])
 
 
+def test_a_file_that_nothing_is_written_to_is_as_it_was(tmp_path: Path) -> None:
+    empty, link, new = tmp_path / "empty", tmp_path / "link", tmp_path / "new"
+    empty.write_bytes(b"")
+    link.symlink_to("empty")
+    for path in (empty, link, new):
+        with ResultsFile(path):
+            pass
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "link"}
+    assert link.is_symlink() and empty.read_bytes() == b""
+
+
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="cannot be written: Is a directory"):
         ResultsFile(tmp_path)

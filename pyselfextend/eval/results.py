@@ -122,6 +122,7 @@ class ResultsFile:
     def __post_init__(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._is_new = not os.path.lexists(self.path)
             if is_stream(self.path) and not self.path.is_dir():
                 raise EvalError(f"{self.path} is no regular file; results are read again and added to")
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # closed by close()
@@ -182,11 +183,11 @@ class ResultsFile:
         (self.failed.add if result.error else self.failed.discard)(result.identity)
 
     def close(self) -> None:
-        """Close the file; one that nothing was written to is removed. Closing twice is fine."""
+        """Close the file; if it was made here and nothing was written to it, it is removed. Closing twice is fine."""
         if not self._file.closed:
             is_empty = self._file.seek(0, os.SEEK_END) == 0
             self._file.close()
-            if is_empty:
+            if is_empty and self._is_new:
                 self.path.unlink()
 
     def __enter__(self) -> Self:
