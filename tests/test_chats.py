@@ -209,7 +209,7 @@ def test_saved_state(open_llama: Open) -> None:
         ({"type_k": 8}, "the state was saved with a q8_0/f16 cache"),
         ({"n_ctx": 1536, "n": 1200}, "the state has 1200 tokens, this context has room for 1024"),
         ({"path": "llama-mha"}, "the state was saved with another model"),
-        ({"path": "qwen3"}, "it is not a state of this model's architecture, or it is damaged"),
+        ({"path": "qwen3"}, "wrong model arch: 'qwen3' instead of 'llama'"),
     ],
 )
 def test_a_foreign_state_is_refused(

@@ -74,7 +74,11 @@ def test_public_names() -> None:
         "SelfExtendInfo",
         "SettingError",
         "ShiftError",
+        "StaleStreamError",
         "StateError",
+        "UnknownArgumentError",
+        "UsageError",
+        "WrongTypeError",
         "__version__",
     ]
     for name in pyselfextend.__all__:
