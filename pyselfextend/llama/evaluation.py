@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ class Evaluating(llama_cpp.Llama):
     _config: SelfExtendConfig
     _pieces: Pieces
     _n_outputs = 0  # of the last tokens, that have logits
+    _n_exact: float = math.inf  # tokens at the beginning that no shift has moved: those behind know of what is gone
 
     @public(changes=False)
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
@@ -63,6 +65,8 @@ class Evaluating(llama_cpp.Llama):
     def n_tokens(self, value: int) -> None:
         if value < getattr(self, "_n_tokens", 0):
             self._requires_eval = True  # the logits are those after the last token: llama_cpp would sample from them
+            if value <= self._n_exact:
+                self._n_exact = math.inf
         self._n_tokens = value
 
     @public(changes=True)

@@ -201,6 +201,7 @@ class Llama(Generating):
         """
         _library.apply_shifts(self._ctx.ctx)
         state = super().save_state()
+        state.n_exact = self._n_exact  # type: ignore[attr-defined]  # for load_state
         if not self._config.is_plain and not self._logits_all:
             state.scores = state.scores[:0].copy()  # was never written
         return state

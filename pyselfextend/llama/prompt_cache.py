@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import threading
 import warnings
@@ -83,7 +84,8 @@ class PromptCache(BaseLlamaCache):
 
     Other instances may share the cache, in this process or in others: what they file is found by those alone that were
     opened with the same files and settings. What cannot be read, or is damaged, is a miss, and what cannot be written
-    is not kept; a ``RuntimeWarning`` says so, once. Further attributes are those of ``cache_given``.
+    is not kept; a ``RuntimeWarning`` says so, once. Nor are states of a text that was shifted, whose keys know of what
+    was discarded. Further attributes are those of ``cache_given``.
     """
 
     def __init__(self, llm: Llama, cache: BaseLlamaCache) -> None:
@@ -132,6 +134,8 @@ class PromptCache(BaseLlamaCache):
         )
 
     def __setitem__(self, key: Sequence[int], value: llama_cpp.LlamaState) -> None:
+        if getattr(value, "n_exact", math.inf) < value.n_tokens:  # other instances would have evaluated these tokens
+            return
         tagged, llm = self._key(key), self._llm()
         entry = _Entry(value, len(tagged), has_scores=llm is None or llm._logits_all, is_checked=not self._is_ram)
         capacity = getattr(self.cache_given, "capacity_bytes", None)

@@ -34,6 +34,8 @@ def shift(llm: Llama, n_keep: int, n_discard: int) -> None:
         llm.scores[n_keep : n_tokens - n_discard] = llm.scores[p1:n_tokens].copy()
     llm.n_tokens = n_tokens - n_discard
     llm._requires_eval = True  # the last logits are those of before
+    if 0 < n_discard < n_tokens - n_keep:
+        llm._n_exact = min(llm._n_exact, n_keep)
 
 
 def _fault(llm: Llama) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,13 @@ def load(llm: Llama, state: llama_cpp.LlamaState) -> None:
     _check(llm, state)
     data = (ctypes.c_uint8 * len(state.llama_state)).from_buffer_copy(state.llama_state)
     n_tokens = state.n_tokens
+    before = llm.save_state() if llm._n_exact < llm.n_tokens else None  # evaluated again, it would not be what it was
     n_read, errors = llm._read_state(data)
     if n_read != len(data):
         reason = errors or "it is not a state of this model's architecture, or it is damaged"
-        _keep(llm, reason, is_whole=n_read == 0 and not llm._config.is_plain)
+        _keep(llm, reason, before, is_whole=n_read == 0 and not llm._config.is_plain)
     if llama_cpp.llama_memory_seq_pos_max(llm._ctx.memory, 0) + 1 < n_tokens:
-        _keep(llm, f"it says that it has {n_tokens} tokens, and has fewer", is_whole=False)
+        _keep(llm, f"it says that it has {n_tokens} tokens, and has fewer", before, is_whole=False)
 
     # llama_cpp would replace arrays by those of the instance that saved the state, or write into them beforehand
     llm.input_ids[:n_tokens] = state.input_ids[:n_tokens]
@@ -43,6 +45,7 @@ def load(llm: Llama, state: llama_cpp.LlamaState) -> None:
         llm.scores[:n_rows] = state.scores[:n_rows]
         llm.scores[n_rows:n_tokens] = np.nan  # saved without them
     llm.n_tokens = n_tokens
+    llm._n_exact = getattr(state, "n_exact", math.inf)
     llm._seed = state.seed
     llm._requires_eval = True
 
@@ -67,9 +70,15 @@ def _check(llm: Llama, state: llama_cpp.LlamaState) -> None:
         raise StateError("the state cannot be loaded: its tokens, logits or seed are not those of such a model")
 
 
-def _keep(llm: Llama, reason: str, *, is_whole: bool) -> None:
-    """Raise, with the cache as it was: where llama.cpp has given it up, its tokens are evaluated again."""
+def _keep(llm: Llama, reason: str, before: llama_cpp.LlamaState | None, *, is_whole: bool) -> None:
+    """Raise, with the cache as it was: where llama.cpp has given it up, its tokens are evaluated again, or the state of
+    before is loaded.
+    """
     if not is_whole:
         llm._ctx.kv_cache_clear()
-        llm._evaluate_again()
+        if before is None:
+            llm._evaluate_again()
+        else:
+            llm._read_state((ctypes.c_uint8 * len(before.llama_state)).from_buffer_copy(before.llama_state))
+            llm._requires_eval = True
     raise StateError(f"the state cannot be loaded: {reason}")
