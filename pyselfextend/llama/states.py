@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
+DAMAGED = "it is not a state of this model's architecture, or it is damaged"
+
 
 def load(llm: Llama, state: llama_cpp.LlamaState) -> None:
     """``Llama.load_state``.
@@ -33,7 +35,7 @@ def load(llm: Llama, state: llama_cpp.LlamaState) -> None:
     before = llm.save_state() if llm._n_exact < llm.n_tokens else None  # evaluated again, it would not be what it was
     n_read, errors = llm._read_state(data)
     if n_read != len(data):
-        reason = errors or "it is not a state of this model's architecture, or it is damaged"
+        reason = errors or DAMAGED
         _keep(llm, reason, before, is_whole=n_read == 0 and not llm._config.is_plain)
     if llama_cpp.llama_memory_seq_pos_max(llm._ctx.memory, 0) + 1 < n_tokens:
         _keep(llm, f"it says that it has {n_tokens} tokens, and has fewer", before, is_whole=False)
@@ -61,10 +63,10 @@ def _check(llm: Llama, state: llama_cpp.LlamaState) -> None:
     if not data.nbytes:
         raise StateError("the state cannot be loaded: it is empty")
     if int.from_bytes(data[:4], sys.byteorder) > data.nbytes:  # the length of a name: llama.cpp would make room for it
-        raise StateError("the state cannot be loaded: it is damaged")
+        raise StateError(f"the state cannot be loaded: {DAMAGED}")
     if not 0 <= n_tokens <= n_ctx:
         raise StateError(
-            f"the state cannot be loaded: it has {n_tokens} tokens, more than the context of {n_ctx} tokens"
+            f"the state cannot be loaded: the state has {n_tokens} tokens, this context has room for {n_ctx}"
         )
     if n_ids < n_tokens or n_columns != llm._n_vocab or not is_seed:
         raise StateError("the state cannot be loaded: its tokens, logits or seed are not those of such a model")
