@@ -14,7 +14,7 @@ from .watch import Usage, measure
 N_WARM_UP = 10
 #: How much memory may grow after that. Allocators do not give back all that is free; what they say is in use is exact,
 #: but for the tables that kinds that are met for the first time leave behind.
-BYTES_GROWTH_MAX = 16 * 2**20
+BYTES_GROWTH_MAX = 32 * 2**20
 BYTES_HEAP_GROWTH_MAX = 2**20
 
 

@@ -35,7 +35,7 @@ class Subject:
         "evaluate": 6, "cut": 3, "shift": 2, "overfill": 0.5, "reset": 0.3,
         "save": 1.5, "load": 1.5, "load_damaged": 0.5,
         "complete": 2, "draw": 1, "chat": 0.5, "stream": 1.5, "generate": 1.5, "cancel": 1, "overtake": 0.5,
-        "pickle": 0.2, "reopen": 0.2, "set_cache": 0.5, "tokenize": 0.3, "interrupt": 2,
+        "pickle": 0.2, "reopen": 0.2, "set_cache": 0.5, "tokenize": 0.3,
     }  # fmt: skip
     #: Those after which the instance itself can say what it holds.
     INTERRUPTED: ClassVar = [
@@ -66,7 +66,8 @@ class Subject:
         self.llm.close()
 
     def operate(self) -> None:
-        (name,) = self.rng.choices(list(self.OPERATIONS), list(self.OPERATIONS.values()))
+        weights = {**self.OPERATIONS, "interrupt": 2} if self.has_interrupts else self.OPERATIONS
+        (name,) = self.rng.choices(list(weights), list(weights.values()))
         self._begin(name)
         getattr(self, name)()
         assert tuple(self.llm.input_ids[: self.llm.n_tokens].tolist()) == self.text.tokens, "other tokens"
@@ -221,13 +222,12 @@ class Subject:
         self._generated(other)
 
     def interrupt(self) -> None:
-        if self.has_interrupts:
-            self._forget_shifts()
-            name, seconds = self.rng.choice(self.INTERRUPTED), self.rng.random() * 0.03
-            self._note(f"{name} after {seconds:.4f} s:")
-            with interrupted(seconds):
-                getattr(self, name)()
-            self._generated(())
+        self._forget_shifts()
+        name, seconds = self.rng.choice(self.INTERRUPTED), self.rng.random() * 0.03
+        self._note(f"{name} after {seconds:.4f} s:")
+        with interrupted(seconds):
+            getattr(self, name)()
+        self._generated(())
 
     # -- the instance
 
