@@ -67,4 +67,5 @@ def reason(errors: list[str]) -> str:
     """What llama.cpp has logged as the cause: the first line, without the names of functions and what is known."""
     if not errors:
         return "llama.cpp gives no reason"
-    return re.sub(r"^([a-z]+_\w+: |error loading (model|state)( \w+)?: |failed to apply lora adapter: )*", "", errors[0])
+    known = r"[a-z]+_\w+: |error loading (model|state)( \w+)?: |failed to apply lora adapter: "
+    return re.sub(f"^({known})*", "", errors[0])
