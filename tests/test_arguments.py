@@ -130,6 +130,19 @@ def test_one_kind_of_error_beyond_the_context(llm: Llama) -> None:
     assert len(text(llm)) > 0
 
 
+@WHICH
+def test_a_vocabulary_alone(tiny_model: Path, ga_n: int) -> None:
+    if ga_n > 1:
+        with pytest.raises(SettingError, match=r"^vocab_only opens no weights"):
+            Llama(tiny_model, ga_n=ga_n, vocab_only=True, **QUIET)
+        return
+    with Llama(tiny_model, vocab_only=True, **QUIET) as llm:
+        assert llm.detokenize(llm.tokenize(b"abc")) == b"abc"
+        for call in (lambda: llm.eval([5]), lambda: llm.create_completion("a")):
+            with pytest.raises(UsageError, match="or was opened with vocab_only"):
+                call()
+
+
 # -- tokens and texts
 
 

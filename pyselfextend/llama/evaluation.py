@@ -79,7 +79,10 @@ class Evaluating(llama_cpp.Llama):
         """
         found = tokens_of("tokens", tokens, self._n_vocab)
         if self._ctx.memory is None:
-            raise UsageError("this model has no cache: it embeds texts, and does not go on with them; use embed()")
+            raise UsageError(
+                "this model has no cache, so it cannot go on from what it has read: it is one that embeds texts, by "
+                "embed(), or was opened with vocab_only"
+            )
         room = min(self.n_ctx(), len(self.input_ids))
         if self.n_tokens + len(found) > room:
             raise ContextFullError(

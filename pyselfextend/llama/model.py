@@ -93,6 +93,8 @@ class Llama(Generating):
         self._self_extend: SelfExtendInfo | None = None
         check_names(kwargs, _NAMES, "Llama()")
         kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
+        if kwargs.get("vocab_only") and not self._config.is_plain:
+            raise SettingError("vocab_only opens no weights, so there is nothing to extend; leave ga_n at 1")
         self._files = prompt_cache.identity(kwargs["model_path"], kwargs.get("lora_path"))
         try:
             with _opening:
