@@ -200,6 +200,23 @@ def test_paths(tiny_model: Path, tmp_path: Path, ga_n: int) -> None:
             Llama(path, ga_n=ga_n, **QUIET)
 
 
+@WHICH
+def test_forms_of_an_answer(tiny_model: Path, ga_n: int) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    forms = [
+        {"type": "json_object", "schema": schema},
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},  # as OpenAI has it
+    ]
+    messages: Any = [{"role": "user", "content": "a"}]
+    with Llama(tiny_model, ga_n=ga_n, **QUIET) as llm:
+        for form in forms:
+            arguments: Any = {"response_format": form, "max_tokens": 100, "temperature": 0.0}
+            answer: Any = llm.create_chat_completion(messages, **arguments)
+            assert list(json.loads(answer["choices"][0]["message"]["content"])) == ["a"]
+        with pytest.raises(SettingError, match="its type must be text, json_object or json_schema"):
+            llm.create_chat_completion(messages, response_format={"type": "xml"})  # type: ignore[typeddict-item]
+
+
 # -- states
 
 

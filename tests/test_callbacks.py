@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyselfextend import Llama, SettingError
+from pyselfextend import Llama, SettingError, UsageError
 
 import llama_cpp  # isort: skip  # after pyselfextend
 
@@ -202,3 +202,88 @@ def test_drafts_of_a_text_longer_than_a_batch(tiny_model: Path, ga_n: int) -> No
             steps = llm.generate(tokens, temp=0.0)
             answers.append([next(steps) for _ in range(40)])
     assert answers[0] == answers[1]
+
+
+@WHICH
+def test_more_drafts_than_a_batch(tiny_model: Path, ga_n: int) -> None:
+    lookup = llama_cpp.llama_speculative.LlamaPromptLookupDecoding(num_pred_tokens=10)
+    answers = []
+    for draft in (None, lookup):
+        with Llama(tiny_model, ga_n=ga_n, draft_model=draft, n_batch=8, **QUIET) as llm:
+            steps = llm.generate([1, *[40, 41, 42] * 8], temp=0.0)
+            answers.append([next(steps) for _ in range(60)])
+    assert answers[0] == answers[1]
+
+
+@WHICH
+@pytest.mark.parametrize("result", [None, "text", [[1]], np.array([1.5])])
+def test_what_a_draft_model_returns_is_looked_at(tiny_model: Path, ga_n: int, result: Any) -> None:
+    with (
+        Llama(tiny_model, ga_n=ga_n, draft_model=lambda ids: result, **QUIET) as llm,
+        pytest.raises(TypeError, match=r"^the draft model returned "),
+    ):
+        text(llm)
+
+
+@WHICH
+def test_a_draft_model_cannot_change_its_llama(tiny_model: Path, ga_n: int) -> None:
+    def draft(ids: Any) -> Any:
+        llm.reset()
+
+    with Llama(tiny_model, ga_n=ga_n, draft_model=draft, **QUIET) as llm, pytest.raises(UsageError, match="callback"):
+        text(llm)
+
+
+@WHICH
+def test_nothing_of_a_failed_call_reaches_the_next(llm: Llama) -> None:
+    def fail(before: Any, logits: Any) -> Any:
+        raise ZeroDivisionError
+
+    def only_x(before: Any, logits: Any) -> Any:
+        left = np.full_like(logits, -np.inf)
+        left[llm.tokenize(b"x", add_bos=False)[-1]] = 0
+        return left
+
+    expected = text(llm)
+    with pytest.raises(ZeroDivisionError):
+        text(llm, logits_processor=[fail])
+    llm.reset()
+    llm.eval(llm.tokenize(b"abc"))
+    assert llm.detokenize([llm.sample(temp=0.0)]) == expected.encode()[:1]  # not with the processor
+    grammar = llama_cpp.LlamaGrammar.from_string('root ::= "b"+')
+    for processors in ([only_x, fail], [only_x]):
+        with pytest.raises((ZeroDivisionError, SettingError)):
+            text(llm, grammar=grammar, logits_processor=processors)
+        assert text(llm) == expected
+
+
+@WHICH
+def test_an_interrupted_evaluation_is_done_again(llm: Llama) -> None:
+    expected = text(llm)
+    llm.reset()
+    llm.eval(llm.tokenize(b"abc"))
+    llm._n_outputs = 0  # as Ctrl-C between the evaluation and its end leaves it
+    assert text(llm) == expected
+
+
+@WHICH
+def test_ctrl_c_at_any_moment(llm: Llama) -> None:
+    """A timer raises it within Python's code, ours, llama_cpp's or a processor's."""
+    expected = text(llm, logit_bias={5: 1.0})
+    n_raised = 0
+    before = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGINT))
+    try:
+        for i in range(150):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 + 0.00005 * i)
+                text(llm, logit_bias={5: 1.0})
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                n_raised += 1
+            if i % 10 == 0:
+                assert text(llm, logit_bias={5: 1.0}) == expected
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert n_raised > 20
+    assert text(llm, logit_bias={5: 1.0}) == expected

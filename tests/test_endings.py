@@ -183,3 +183,29 @@ def test_logprobs_of_a_stream_are_those_of_the_answer(tiny_model: Path) -> None:
     found = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
     assert [each["tokens"][0] for each in found] == expected["tokens"]
     assert np.allclose([each["token_logprobs"][0] for each in found], expected["token_logprobs"], atol=1e-5)
+
+
+@WHICH
+def test_a_stream_goes_on_behind_bytes_that_are_no_text(llm: Llama) -> None:
+    """llama_cpp's holds back all that follows, and tries all of its beginnings with each token."""
+    tokens = byte_tokens(llm, b"abc\x80" + b"a" * 60)
+    chunks: Any = list(
+        llm.create_completion(
+            PROMPT,
+            stream=True,
+            max_tokens=None,
+            temperature=0.0,
+            logits_processor=[Forced(tokens, llm.token_eos())],  # type: ignore[arg-type]
+        )
+    )
+    assert [chunk["choices"][0]["text"] for chunk in chunks[:-1]] == [*"abc", *"a" * 60]
+
+
+@WHICH
+def test_an_empty_prompt(llm: Llama) -> None:
+    answer: Any = llm.create_completion("", max_tokens=5, temperature=0.0, logit_bias={llm.token_eos(): -1e9})
+    assert answer["choices"][0]["finish_reason"] == "length"
+    chunks: Any = list(
+        llm.create_completion("", max_tokens=5, temperature=0.0, logit_bias={llm.token_eos(): -1e9}, stream=True)
+    )
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == answer["choices"][0]["text"]

@@ -540,3 +540,21 @@ def test_chat(open_tiny: Open) -> None:
         answers.append("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in stream))
     assert answer["object"] == "chat.completion"
     assert len(set(answers)) == 1
+
+
+def test_in_the_place_of_llama_cpps_class(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "Llama", Llama)
+    with Llama(str(tiny_model), ga_n=4, **QUIET) as llm:
+        copy = pickle.loads(pickle.dumps(llm))
+        copy.close()
+        llm.set_cache(llama_cpp.LlamaRAMCache())
+        assert len(complete(llm, "a")) > 0
+
+
+def test_what_llama_cpps_server_still_gives_is_left_unused(open_tiny: Open) -> None:
+    assert open_tiny(rpc_servers=None, mul_mat_q=True).n_ctx() == 512
+
+
+def test_tokens_that_were_never_written_are_none_that_do_harm(open_tiny: Open) -> None:
+    """Chat handlers of images hand on the places of images, which they have not written."""
+    assert not open_tiny(n_ctx=1024).input_ids.any()

@@ -41,6 +41,7 @@ CACHE_TYPES = {
 
 N_THREADS_MAX = 512  # GGML_MAX_N_THREADS
 SEED_MAX = 2**32 - 1
+FLOAT_MAX = 3.4e38  # of 32 bits
 KV_KEY_MAX = 127  # bytes, of llama_model_kv_override
 KV_TEXT_MAX = 127
 
@@ -126,7 +127,7 @@ def call(name: str, value: Any) -> Any:
 
 def callables(name: str, value: Any) -> list[Any]:
     """A list of callables, also for one of them by itself (``LogitsProcessorList`` is both)."""
-    found = list(value) if isinstance(value, Sequence) else [value]
+    found = [value] if callable(value) else list(value) if isinstance(value, Sequence) else [value]
     if not all(callable(each) for each in found):
         raise wrong_type(name, value, "a list of callables")
     return found
@@ -161,10 +162,10 @@ def instance(kind: type, label: str) -> Check:
 def cache_type(name: str, value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value not in CACHE_TYPES:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or int(value) not in CACHE_TYPES:
         allowed = ", ".join(f"{number} ({label})" for number, label in CACHE_TYPES.items())
         raise SettingError(f"{name} is {value!r}; it must be None or one of {allowed}")
-    return value
+    return int(value)
 
 
 def texts(name: str, value: Any) -> list[str]:
@@ -233,6 +234,8 @@ def dicts(*keys: str) -> Check:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
             raise wrong_type(name, value, allowed)
         for i, each in enumerate(value):
+            if all(hasattr(each, key) for key in keys):  # an object of a library, such as openai's messages
+                continue
             if not isinstance(each, Mapping) or not all(isinstance(key, str) for key in each):
                 raise wrong_type(f"{name}[{i}]", each, f"one of {allowed}")
             if missing := [key for key in keys if key not in each]:
@@ -240,6 +243,17 @@ def dicts(*keys: str) -> Check:
         return list(value)
 
     return check
+
+
+def response_format(name: str, value: Any) -> dict[str, Any]:
+    """The form of an answer. llama_cpp leaves OpenAI's way to give a schema unused, and types that it does not know."""
+    found = dict(with_keys("type")(name, value))
+    if found["type"] == "json_schema":
+        schema = with_keys("schema")(f"{name}['json_schema']", found.get("json_schema"))["schema"]
+        return {"type": "json_object", "schema": schema}
+    if found["type"] not in ("text", "json_object"):
+        raise SettingError(f"{name} is {_shown(value)}; its type must be text, json_object or json_schema")
+    return found
 
 
 def with_keys(*keys: str) -> Check:
@@ -261,7 +275,7 @@ def biases(name: str, value: Any) -> dict[int, float]:
         if isinstance(each, float) and each == -math.inf:  # the token is not to come at all
             found[integer(f"a key of {name}", token, 0)] = each
         else:
-            found[integer(f"a key of {name}", token, 0)] = real()(label, each)
+            found[integer(f"a key of {name}", token, 0)] = real(-FLOAT_MAX, FLOAT_MAX)(label, each)
     return found
 
 
@@ -283,7 +297,7 @@ SAMPLING: dict[str, Check] = {
     "logits_processor": optional(callables),
     "stopping_criteria": optional(callables),
     "logit_bias": optional(biases),
-    "seed": optional(whole(-1, SEED_MAX)),
+    "seed": optional(whole(-1, SEED_MAX + 1)),  # llama_cpp itself draws one that is too large, once in 2**32 times
     "max_tokens": optional(whole(-SETTING_MAX)),
     "logprobs": optional(whole(0)),
     "stop": optional(texts),
@@ -309,7 +323,7 @@ METHODS: dict[str, Check] = {
     "messages": dicts("role"),
     "functions": optional(dicts("name")),
     "tools": optional(dicts("function")),
-    "response_format": optional(with_keys("type")),
+    "response_format": optional(response_format),
     "top_logprobs": optional(whole(0)),
 }
 

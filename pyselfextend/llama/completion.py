@@ -41,7 +41,6 @@ class Ending:
         self._n_left = max_tokens if max_tokens is not None and max_tokens > 0 else None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         self._is_first = is_first
-        self._bytes = b""
         self._text = ""
         self._n_given = 0
         self._is_cut = False  # before a stop
@@ -68,9 +67,10 @@ class Ending:
     def add_to(self, whole: bytes) -> None:
         """One token more, with which all of them have these bytes."""
         is_certain = not whole.endswith("\N{REPLACEMENT CHARACTER}".encode())  # what an unfinished character is read as
-        piece = whole[len(self._bytes) :] if is_certain else b""
-        self._bytes += piece
-        self.add(piece)
+        if is_certain:
+            self._text = whole.decode("utf-8", "ignore")  # that of tokens before may be another now
+            self._cut(0)
+        self.add(b"")
 
     def end(self, finish_reason: str) -> None:
         """No token more."""

@@ -28,6 +28,7 @@ class Evaluating(llama_cpp.Llama):
     _config: SelfExtendConfig
     _pieces: Pieces
     _n_outputs = 0  # of the last tokens, that have logits
+    _shows_whole = False  # characters alone
     _n_exact: float = math.inf  # tokens at the beginning that no shift has moved: those behind know of what is gone
 
     @public(changes=False)
@@ -48,8 +49,12 @@ class Evaluating(llama_cpp.Llama):
         self._need_vocabulary()
         found = tokens_of("tokens", tokens, self._n_vocab)
         if type(self.tokenizer_) is not LlamaTokenizer:
-            return super().detokenize(found, prev_tokens=list(prev_tokens or ()), special=special)
+            return super().detokenize(
+                found, prev_tokens=None if prev_tokens is None else list(prev_tokens), special=special
+            )
         text = self._pieces.join(found, special)
+        if self._shows_whole:
+            text = text.decode("utf-8", "ignore").encode()
         return text[1:] if found and found[0] == self.token_bos() and text[:1] == b" " else text
 
     def _need_vocabulary(self) -> None:

@@ -52,20 +52,24 @@ class Generating(Evaluating):
             raise UsageError("there are no logits to sample from; evaluate tokens first")
         last = self.n_tokens - 1
         self._sampled_after = last if idx is None else integer("idx", idx, last + 1 - self._n_outputs, last)
-        token = super().sample(idx=idx, **kwargs)
+        self._callbacks.clear()
+        grammars.clear()
+        before = self._sampler
+        try:
+            token = super().sample(idx=idx, **kwargs)
+        finally:
+            self._sampler = before  # where it makes one of its own, it leaves it when it is interrupted
         self._callbacks.raise_kept()
         grammars.check_sampled()
         return int(token)
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
         found, grammar = kwargs.pop("logits_processor", None), kwargs.pop("grammar", None)
-        if found is not None:
-            kwargs["logits_processor"] = [processor(each, self._sampled) for each in found]
         sampler = super()._init_sampler(*args, **kwargs)
         if grammar is not None:  # llama_cpp's ends the process where it cannot be followed
             grammars.add(sampler, self._model.vocab, grammar)
-        for _, custom in sampler.custom_samplers:
-            custom.apply_func = self._callbacks.keep(custom.apply_func)
+        if found is not None:
+            self._callbacks.add_to(sampler, [processor(each, self._sampled) for each in found])
         return sampler
 
     def _sampled(self) -> Any:
@@ -86,13 +90,17 @@ class Generating(Evaluating):
             )
         if ending:
             ending.limit(self._n_ctx - len(prompt))
+        if not self._n_outputs:  # an evaluation was interrupted
+            self._requires_eval = True
         steps = super().generate(prompt, **kwargs)
         sampler = sent = None
         given: list[int] = []
         try:
             while True:
-                token = steps.send(sent)
-                sampler = self._sampler
+                try:
+                    token = steps.send(sent)
+                finally:
+                    sampler = sampler or self._sampler
                 if criterion is not None and self._is_met(criterion):
                     if ending:
                         ending.end("stop")
@@ -112,8 +120,11 @@ class Generating(Evaluating):
     def _is_met(self, criterion: Callable[[Any, Any], bool]) -> bool:
         row = self._ctx.get_logits_ith(self._sampled_after - self.n_tokens)
         logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,)).copy()
-        with self._guard.callback():
+        self._guard.n_callbacks += 1
+        try:
             return criterion(self._sampled(), logits)
+        finally:
+            self._guard.n_callbacks -= 1
 
     def _tell(self, ending: Ending, prompt: list[int], given: list[int], token: int) -> None:
         if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
@@ -121,9 +132,9 @@ class Generating(Evaluating):
             return
         given.append(token)
         if type(self.tokenizer_) is LlamaTokenizer:
-            ending.add(self.detokenize([token]))
+            ending.add(self._pieces.join([token], special=False))
         else:  # whose texts of tokens may depend on those before
-            ending.add_to(self.detokenize(given, prev_tokens=prompt))
+            ending.add_to(self.tokenizer_.detokenize(given, prev_tokens=prompt))
 
     def _create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         given = dict(_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
@@ -140,12 +151,13 @@ class Generating(Evaluating):
         if given.get("logprobs") is not None and not self._logits_all:
             raise SettingError("logprobs are of all tokens; open the model with logits_all=True to have them")
         criterion = criteria_of(given.pop("stopping_criteria", None))
-        ending = Ending(
-            given.pop("stop", None) or (), given.get("max_tokens", 16), criterion, is_first=len(prompt) == 0
-        )
+        n_max = given.get("max_tokens", 16)
+        if len(prompt) == 0 and (n_max or 0) > 0:
+            given["max_tokens"] = n_max + 1  # llama_cpp counts the token that it begins with
+        ending = Ending(given.pop("stop", None) or (), n_max, criterion, is_first=len(prompt) == 0)
         answers: Any = super()._create_completion(**given, stopping_criteria=ending)  # type: ignore[arg-type]
         try:
-            for answer in answers:
+            while (answer := self._next(answers, stream)) is not None:
                 if stream:
                     yield from ending.chunks(answer)
                 else:
@@ -156,3 +168,13 @@ class Generating(Evaluating):
                     f"{error} tokens; shorten the prompt, or open the model with a larger n_ctx"
                 ) from None
             raise
+
+    def _next(self, answers: Any, stream: bool) -> Any:
+        """llama_cpp's next answer. For a stream it is shown texts without the bytes of unfinished characters: with each
+        token it would try all beginnings of what it has not given yet.
+        """
+        self._shows_whole = stream
+        try:
+            return next(answers, None)
+        finally:
+            self._shows_whole = False

@@ -14,7 +14,9 @@ _library = _native.load()  # before llama_cpp, which it imports with our library
 import llama_cpp  # noqa: E402
 from llama_cpp.llama_grammar import LlamaGrammar  # noqa: E402
 
-__all__ = ["add", "check_sampled"]
+from .sampling import insert  # noqa: E402
+
+__all__ = ["add", "check_sampled", "clear"]
 
 NEWLINE = "\n"
 N_MESSAGE = 120  # characters
@@ -38,12 +40,7 @@ def add(sampler: Any, vocab: Any, grammar: Any) -> None:
         message, offset = _library.grammar_error()
         place = None if offset is None else len(text.encode("utf-8")[:offset].decode("utf-8", "ignore"))
         raise GrammarError(_problem(text, message, place))
-    chain = sampler.sampler
-    place = len(sampler.custom_samplers) + 1  # the callbacks of Python, the penalties
-    n_behind = llama_cpp.llama_sampler_chain_n(chain) - place
-    behind = [llama_cpp.llama_sampler_chain_remove(chain, place) for _ in range(n_behind)]
-    for each in (ctypes.cast(own, ctypes.POINTER(llama_cpp.llama_sampler)), *behind):
-        llama_cpp.llama_sampler_chain_add(chain, each)
+    insert(sampler.sampler, ctypes.cast(own, ctypes.POINTER(llama_cpp.llama_sampler)), 1)  # the penalties are first
 
 
 def check_sampled() -> None:
@@ -55,6 +52,11 @@ def check_sampled() -> None:
     message, _ = _library.grammar_error()
     if message:
         raise GrammarError(f"the grammar cannot be followed: {message}")
+
+
+def clear() -> None:
+    """Forget what a token that was not looked at has left."""
+    _library.grammar_error()
 
 
 def _text(grammar: Any, name: str) -> str:

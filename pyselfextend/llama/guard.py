@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ..errors import StaleStreamError, UsageError
@@ -38,19 +37,20 @@ class Guard:
     """
 
     def __init__(self, forked: Callable[[], None]) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self.turn: object = None  # of what last changed what is evaluated
+        self.n_callbacks = 0  # of the user's, that are running
         self._depth = 0  # of calls within each other
-        self._callbacks = 0  # of the user's, that are running
-        self._turn: object = None  # of what last changed what is evaluated
         self._is_forked = False
         self._forked = weakref.WeakMethod(forked)  # the instance has the guard: no circle, so that it is freed at once
         _guards.add(self)
         global _is_used
         _is_used = True
 
-    @contextmanager
-    def call(self, *, changes: bool, name: str) -> Iterator[None]:
-        """A call of a method. Waits for calls of other threads.
+    def begin(self, *, changes: bool, name: str) -> None:
+        """A call begins; with ``lock`` held, and followed by ``end`` in a ``finally``.
+
+        Not a context manager of Python's: Ctrl-C between its two halves would leave it begun.
 
         Args:
             changes: whether it changes what is evaluated, so that streams that were begun cannot go on.
@@ -59,53 +59,42 @@ class Guard:
         Raises:
             UsageError: it changes that, and is made by a callback of a call that goes on.
         """
-        with self._lock:
-            if changes and self._callbacks:
-                raise UsageError(
-                    f"{name}() was called by a callback of the same Llama, which is in the midst of another call; "
-                    "use a second Llama, or wait until the call has ended"
-                )
-            if changes and self._depth == 0:
-                self._turn = object()
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
+        if self._depth == 0:
+            self.n_callbacks = 0
+        if changes and self.n_callbacks:
+            raise UsageError(
+                f"{name}() was called by a callback of the same Llama, which is in the midst of another call; "
+                "use a second Llama, or wait until the call has ended"
+            )
+        if changes and self._depth == 0:
+            self.turn = object()
+        self._depth += 1
 
-    @contextmanager
-    def callback(self) -> Iterator[None]:
-        """While a callback of the user's runs."""
-        self._callbacks += 1
-        try:
-            yield
-        finally:
-            self._callbacks -= 1
+    def end(self) -> None:
+        """The call has ended."""
+        self._depth -= 1
 
-    @contextmanager
-    def resume(self, turn: object, name: str) -> Iterator[object]:
-        """A step of a stream; yields the turn that it is to be continued with.
+    def check_turn(self, turn: object, name: str) -> None:
+        """Before a step of a stream.
 
         Args:
-            turn: None at its first step.
+            turn: of its last step; None at its first.
+            name: of the method that made it.
 
         Raises:
             StaleStreamError: another call has changed what is evaluated since its last step.
             UsageError: this is a child of the process that began it.
         """
-        with self._lock:
-            if self._is_forked:
-                raise UsageError(FORKED)
-            if turn is not None and turn is not self._turn:
-                raise StaleStreamError(
-                    f"the stream of {name}() cannot be continued: another call has been made on the same Llama since"
-                )
-            with self.call(changes=turn is None, name=name):
-                yield self._turn
+        if self._is_forked:
+            raise UsageError(FORKED)
+        if turn is not None and turn is not self.turn:
+            raise StaleStreamError(
+                f"the stream of {name}() cannot be continued: another call has been made on the same Llama since"
+            )
 
     def after_fork(self) -> None:
-        self._lock = threading.RLock()  # a thread that is not here may have had it
-        self._depth = self._callbacks = 0
+        self.lock = threading.RLock()  # a thread that is not here may have had it
+        self._depth = self.n_callbacks = 0
         self._is_forked = True
         if (forked := self._forked()) is not None:
             forked()
@@ -131,16 +120,23 @@ class Stream(Generator[Any, Any, None]):
         return self._step(self._steps.throw, *error)
 
     def close(self) -> None:
-        with self._guard.call(changes=False, name=self._name):  # frees its sampler
+        with self._guard.lock:  # frees its sampler
             self._steps.close()
 
     def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            with self._guard.resume(self._turn, self._name) as self._turn:
+        guard = self._guard
+        with guard.lock:
+            try:
+                guard.check_turn(self._turn, self._name)
+            except StaleStreamError:
+                self._steps.close()
+                raise
+            guard.begin(changes=self._turn is None, name=self._name)
+            try:
+                self._turn = guard.turn
                 return step(*arguments)
-        except StaleStreamError:
-            self.close()
-            raise
+            finally:
+                guard.end()
 
 
 def check_process() -> None:

@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402
 
 from . import model_file, prompt_cache, states, templates  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional  # noqa: E402
+from .drafts import Drafts  # noqa: E402
 from .generation import Generating  # noqa: E402
 from .guard import FORKED, Gone, Guard, check_process  # noqa: E402
 from .public import public  # noqa: E402
@@ -43,6 +44,9 @@ ATTN_VARIABLE = "PYSELFEXTEND_ATTN"
 
 #: llama_cpp sends standard output and error to nowhere while it opens a model quietly: one thread at a time.
 _opening = threading.RLock()
+
+#: What llama_cpp.server still gives, and llama_cpp leaves unused.
+IGNORED = ("mul_mat_q", "rpc_servers")
 
 _UPSTREAM = inspect.signature(llama_cpp.Llama.__init__).parameters
 _NAMES = [*(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD), "ga_n", "ga_w"]
@@ -91,7 +95,7 @@ class Llama(Generating):
         self._callbacks = Callbacks(self._guard)
         self._config = SelfExtendConfig(ga_n, ga_w)
         self._self_extend: SelfExtendInfo | None = None
-        check_names(kwargs, _NAMES, "Llama()")
+        check_names(kwargs, [*_NAMES, *IGNORED], "Llama()")
         kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
         if kwargs.get("vocab_only") and not self._config.is_plain:
             raise SettingError("vocab_only opens no weights, so there is nothing to extend; leave ga_n at 1")
@@ -152,11 +156,13 @@ class Llama(Generating):
         if seed is not None:
             self._seed = seed % (SEED_MAX + 1)  # 0 is a seed
         self._pieces = Pieces(self._model.vocab)
+        if self.draft_model is not None:
+            draft_model: Any = Drafts(self.draft_model, self._guard, self.n_batch - 1)
+            self.draft_model = draft_model
         # llama_cpp sizes these for the n_ctx asked for, llama.cpp pads that: make room for all that n_ctx() promises.
         # The logits of all tokens are kept with a draft model as well.
         n_ctx = self.n_ctx()
-        if len(self.input_ids) != n_ctx:
-            self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
+        self.input_ids = np.zeros((n_ctx,), dtype=np.intc)  # chat handlers of images read what they have not written
         if self._logits_all and len(self.scores) != n_ctx:
             self.scores = np.ndarray((n_ctx, self.n_vocab()), dtype=np.single)
 
@@ -247,7 +253,9 @@ class Llama(Generating):
         return n_read, ours or (model_file.reason(errors) if errors else "")
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = llama_cpp.Llama.__getstate__(self)
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        if isinstance(self.draft_model, Drafts):
+            state["draft_model"] = self.draft_model.model
         return {**state, "ga_n": self._config.ga_n, "ga_w": self._config.ga_w}
 
     # -- the end
@@ -255,9 +263,13 @@ class Llama(Generating):
     def close(self) -> None:
         """Free the model and the context. Closing twice is fine; any other use after that raises SelfExtendError."""
         if hasattr(self, "_stack"):  # not there if the constructor failed early
-            with self._guard.call(changes=True, name="close"):
-                super().close()
-                self._replace("this Llama has been closed")
+            with self._guard.lock:
+                self._guard.begin(changes=True, name="close")
+                try:
+                    super().close()
+                    self._replace("this Llama has been closed")
+                finally:
+                    self._guard.end()
 
     def _forget(self) -> None:
         """In a child of fork, where llama.cpp's threads are not: nothing is freed."""
@@ -315,7 +327,6 @@ for _name, _changes in {
     "create_embedding": True,
     "create_completion": True,
     "__call__": True,
-    "create_chat_completion_openai_v1": True,
     "set_cache": False,
     "n_ctx": False,
     "n_embd": False,

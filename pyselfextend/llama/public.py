@@ -41,8 +41,13 @@ def public(
             arguments = check(arguments, all_checks)
             if inspect.isgeneratorfunction(method):
                 return Stream(self._guard, method(self, **arguments), name)
-            with self._guard.call(changes=changes, name=name):
-                answer = method(self, **arguments)
+            guard = self._guard
+            with guard.lock:
+                guard.begin(changes=changes, name=name)
+                try:
+                    answer = method(self, **arguments)
+                finally:
+                    guard.end()
             is_stream = isinstance(answer, Generator) and not isinstance(answer, Stream)
             return Stream(self._guard, answer, name) if is_stream else answer
 

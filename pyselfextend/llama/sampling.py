@@ -6,15 +6,19 @@ kept until llama.cpp has returned, and raised then.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import llama_cpp
 import numpy as np
 
 from ..errors import SettingError
 from .guard import Guard
 
-__all__ = ["Callbacks", "bias_processor"]
+__all__ = ["Callbacks", "insert", "processor", "processors_of"]
+
+_TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
 
 
 class Callbacks:
@@ -28,19 +32,35 @@ class Callbacks:
         self._guard = guard
         self._error: BaseException | None = None
 
-    def keep(self, apply: Callable[[Any], None]) -> Callable[[Any], None]:
-        """A callback for ctypes that raises nothing: the first error is kept."""
+    def add_to(self, sampler: Any, processors: Sequence[Callable[[Any], Any]]) -> None:
+        """Put logits processors at the beginning of a chain.
 
-        def run(candidates: Any) -> None:
-            if self._error is not None:
-                return
+        llama_cpp frees its own by hand: after Ctrl-C, llama.cpp frees what is Python's. These are llama.cpp's.
+
+        Args:
+            sampler: llama_cpp's ``LlamaSampler``.
+            processors: each given the logits [n_vocab] and returning others.
+        """
+
+        def run(_: Any, candidates: Any) -> None:
             try:
-                with self._guard.callback():
-                    apply(candidates)
+                if self._error is None:
+                    self._guard.n_callbacks += 1
+                    try:
+                        apply(candidates.contents, processors)
+                    finally:
+                        self._guard.n_callbacks -= 1
             except BaseException as error:  # Ctrl-C as well
                 self._error = error
 
-        return run
+        interface = llama_cpp.llama_sampler_i()
+        interface.apply = llama_cpp.llama_sampler_i_apply(run)
+        sampler.kept = interface  # as long as the chain
+        insert(sampler.sampler, llama_cpp.llama_sampler_init(ctypes.byref(interface), None), 0)
+
+    def clear(self) -> None:
+        """Before a token is sampled: what was kept when Ctrl-C came is of another call."""
+        self._error = None
 
     def raise_kept(self) -> None:
         """Raise what was kept, once."""
@@ -49,7 +69,24 @@ class Callbacks:
             raise error
 
 
-def processor(process: Callable[[Any, Any], Any], tokens: Callable[[], Any]) -> Callable[[Any, Any], Any]:
+def apply(candidates: Any, processors: Sequence[Callable[[Any], Any]]) -> None:
+    """Let processors change llama.cpp's ``llama_token_data_array``, whose tokens are in their order yet."""
+    address = ctypes.addressof(candidates.data.contents)
+    data = (llama_cpp.llama_token_data * candidates.size).from_address(address)
+    logits = np.frombuffer(data, dtype=_TOKEN_DATA)["logit"]
+    for process in processors:
+        logits[:] = process(logits)
+
+
+def insert(chain: Any, sampler: Any, place: int) -> None:
+    """Put a sampler into a chain, which then frees it."""
+    n_behind = llama_cpp.llama_sampler_chain_n(chain) - place
+    behind = [llama_cpp.llama_sampler_chain_remove(chain, place) for _ in range(n_behind)]
+    for each in (sampler, *behind):
+        llama_cpp.llama_sampler_chain_add(chain, each)
+
+
+def processor(process: Callable[[Any, Any], Any], tokens: Callable[[], Any]) -> Callable[[Any], Any]:
     """A logits processor of the caller's, of which the result is looked at: [n_vocab] numbers, none NaN or infinite.
 
     Args:
@@ -57,7 +94,7 @@ def processor(process: Callable[[Any, Any], Any], tokens: Callable[[], Any]) -> 
         tokens: those that the logits are of: without drafts that may be dropped.
     """
 
-    def run(_: Any, logits: Any) -> Any:
+    def run(logits: Any) -> Any:
         given = np.asarray(process(tokens(), logits), dtype=np.single)
         if given.shape != logits.shape:
             raise SettingError(

@@ -56,7 +56,7 @@ def _check(llm: Llama, state: llama_cpp.LlamaState) -> None:
     try:
         data, n_tokens, n_ids = memoryview(state.llama_state), int(state.n_tokens), len(state.input_ids)
         n_columns = state.scores.shape[1] if llm._logits_all and len(state.scores) else llm._n_vocab
-        is_seed = 0 <= int(state.seed) < 2**32 + 1
+        is_seed = -1 <= int(state.seed) < 2**32 + 1
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise StateError(f"the state cannot be loaded: {error}") from None
     n_ctx = len(llm.input_ids)

@@ -10,7 +10,7 @@
 using fault = llama_self_extend_grammar_fault;
 
 // the parser calls itself for each level of parentheses, and writes out what is repeated
-static constexpr int    MAX_NESTING  = 256;
+static constexpr int    MAX_NESTING  = 1000;
 static constexpr size_t MAX_REPEATED = 4u << 20; // elements, of 8 bytes
 
 // the parser's own limit of a repetition, beyond which it refuses it or takes it for unlimited
