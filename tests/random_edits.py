@@ -46,7 +46,7 @@ def make_case(model: Any, ga_w: int, has_windows: bool) -> Case:
         rounding = max(rounding, float(np.abs(rounded - exact).max()))
     rounding = max(rounding, rounding_of_batches(model, GA_N, ga_w, texts[0][0]))
     assert rounding < 0.2  # logits have a standard deviation of 1 to 3
-    return Case(model, ga_w, texts, 2.5 * rounding, has_windows)
+    return Case(model, ga_w, texts, 3 * rounding, has_windows)  # 2.51 was seen, on Vulkan
 
 
 def _solo(model: Any, ga_w: int, tokens: list[int], cache: int) -> Array:
