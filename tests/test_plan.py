@@ -259,7 +259,7 @@ def test_types_that_do_not_fit_the_heads(tmp_path: Path) -> None:
     assert set(plan.impossible) == set(CACHE_TYPES) - {"F32", "F16", "BF16"}
     assert plan.impossible["Q8_0"] == "keys of type Q8_0 are stored in blocks of 32, the model's heads have 16"
     options = {"n_ctx": 100, "ga_n": 2, "type_k": TYPES["Q8_0"]}
-    with pytest.raises(ValueError, match="K cache type q8_0 with block size 32 does not divide"):
+    with pytest.raises(ValueError, match="keys of type Q8_0 are stored in blocks of 32"):
         engine(path, flash_attn=True, type_v=TYPES["Q8_0"], **options)
     with engine(path, **options) as llm:
         info = llm.self_extend

@@ -165,7 +165,7 @@ class ResultsFile:
         """
         kind = "result" if isinstance(record, Result) else "run"
         line = json.dumps({"type": kind, **asdict(record)}, ensure_ascii=False, allow_nan=False) + "\n"
-        data = line.encode()
+        data = line.encode("utf-8", "backslashreplace")  # a name that is not UTF-8, as JSON escapes it
         size = self._file.seek(0, os.SEEK_END)
         try:
             while data:
