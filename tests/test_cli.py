@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+from pseudo_terminal import run_at_terminal
 
 from pyselfextend import SettingError, cli
 from pyselfextend.commands import eval as eval_command
@@ -322,18 +322,8 @@ def test_interrupted_at_a_terminal_begins_a_line_of_its_own() -> None:
         "cli.program = LazyGroup('pyselfextend', lazy={'wait': ('waits', '')})\n"
         "sys.exit(cli.main(['wait']))"
     )
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, cwd=Path(__file__).parent)
-    os.close(theirs)
-    output = b""
-    try:
-        while piece := os.read(ours, 1024):
-            output += piece
-    except OSError:  # the terminal is closed
-        pass
-    os.close(ours)
-    assert child.wait(60) == 130
-    assert output.decode() == "half a line\r\npyselfextend wait: interrupted\r\n"
+    expected = "half a line\r\npyselfextend wait: interrupted\r\n"
+    assert run_at_terminal([sys.executable, "-c", code]) == (130, expected)
 
 
 # -- types

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from pseudo_terminal import run_at_terminal
 
 from pyselfextend.terminal import printable
 
@@ -185,21 +185,7 @@ def evil(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def at_a_terminal(*arguments: str | Path) -> tuple[int, str]:
     """Exit status and what a terminal is sent."""
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "pyselfextend", *arguments],
-        stdin=theirs, stdout=theirs, stderr=theirs, cwd=Path(__file__).parent,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "200"},
-    )  # fmt: skip
-    os.close(theirs)
-    output = b""
-    try:
-        while piece := os.read(ours, 4096):
-            output += piece
-    except OSError:  # the terminal is closed
-        pass
-    os.close(ours)
-    return child.wait(120), output.decode()
+    return run_at_terminal([sys.executable, "-m", "pyselfextend", *arguments], TERM="xterm-256color", COLUMNS="200")
 
 
 #: What rich sends by itself: colours, the cursor shown and hidden, lines that are taken away.

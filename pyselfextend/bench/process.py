@@ -11,16 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from .._native import LIB_PATH_VARIABLE, MTMD_PATH_VARIABLE
+from ..closing import Closing
 from ..errors import BenchError, ModelFileError, SettingError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Worker"]
 
@@ -31,7 +28,7 @@ ERRORS = {"model": ModelFileError, "setting": SettingError, "bench": BenchError}
 N_ERROR = 2000  # characters of what a dead worker wrote
 
 
-class Worker:
+class Worker(Closing):
     """A process that runs ``worker.py`` with the libllama in the folder ``lib``.
 
     It is ended when the context manager is left, and ends by itself if this process does.
@@ -56,14 +53,6 @@ class Worker:
             self._stderr.close()
             raise
         self.process = psutil.Process(self._process.pid)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the process now, whatever it is doing."""

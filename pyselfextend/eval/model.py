@@ -16,13 +16,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from ..closing import Closing
 from ..errors import EvalError, ModelFileError, SettingError
 from ..llama import CACHE_TYPES
 from ..opening import open_quietly
@@ -31,9 +31,6 @@ from .settings import Rope, Setting
 from .sharing import N_SLICE, shared_prefix
 
 import llama_cpp  # isort: skip  # after ..llama, which makes it load our library
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Answer", "EvalModel", "LogProbs", "Progress", "cache_type", "fingerprint"]
 
@@ -110,7 +107,7 @@ def cache_type(name: str) -> int:
     raise SettingError(f"the cache type is {name!r}; it must be one of {', '.join(CACHE_TYPES.values())}")
 
 
-class EvalModel:
+class EvalModel(Closing):
     """A model under one setting.
 
     Args:
@@ -177,14 +174,6 @@ class EvalModel:
             self._batch = None
             self._kept = self._whole = _State()
             self._llm.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def n_ctx(self) -> int:

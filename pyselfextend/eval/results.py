@@ -13,15 +13,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..closing import Closing
 from ..errors import EvalError
 from ..output_file import is_stream
 from .cases import Axis
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Result", "ResultsFile", "RunInfo", "read_results"]
 
@@ -100,7 +97,7 @@ class Result:
 
 
 @dataclass
-class ResultsFile:
+class ResultsFile(Closing):
     """Results that are appended to a file as they come; each line is whole or not there.
 
     A file that exists is gone on with: what it holds is in ``done``, without failed cases if these are to be tried
@@ -189,14 +186,6 @@ class ResultsFile:
             self._file.close()
             if is_empty and self._is_new:
                 self.path.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_results(paths: Iterable[Path]) -> tuple[list[Result], list[RunInfo]]:

@@ -138,13 +138,12 @@ def optional(check: Check, *none: Any) -> Check:
     return lambda name, value: value if value is None or any(value is each for each in none) else check(name, value)
 
 
-def one_of(allowed: Iterable[int], names: Mapping[int, str] | None = None) -> Check:
+def one_of(allowed: Iterable[int]) -> Check:
     values = sorted(allowed)
-    shown = ", ".join(f"{value} ({names[value]})" if names else str(value) for value in values)
 
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or int(value) not in values:
-            raise SettingError(f"{name} is {_shown(value)}; it must be one of {shown}")
+            raise SettingError(f"{name} is {_shown(value)}; it must be one of {', '.join(map(str, values))}")
         return int(value)
 
     return check
@@ -226,21 +225,32 @@ def embedded(name: str, value: Any) -> str | list[str]:
     return [text(f"{name}[{i}]", each) for i, each in enumerate(value)]
 
 
+def with_keys(*keys: str, allowed: str = "") -> Check:
+    """A dict that has some keys."""
+    allowed = allowed or f"a dict with {' and '.join(map(repr, keys))}"
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise wrong_type(name, value, allowed)
+        if missing := [key for key in keys if key not in value]:
+            raise SettingError(f"{name} is {_shown(value)}; it has no {missing[0]!r}")
+        return value
+
+    return check
+
+
 def dicts(*keys: str) -> Check:
-    """A list of dicts that have some keys."""
+    """A list of dicts that have some keys; or of objects of a library that have them, such as openai's messages."""
     allowed = f"a list of dicts with {' and '.join(map(repr, keys))}"
+    one = with_keys(*keys, allowed=f"one of {allowed}")
 
     def check(name: str, value: Any) -> list[Any]:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
             raise wrong_type(name, value, allowed)
-        for i, each in enumerate(value):
-            if all(hasattr(each, key) for key in keys):  # an object of a library, such as openai's messages
-                continue
-            if not isinstance(each, Mapping) or not all(isinstance(key, str) for key in each):
-                raise wrong_type(f"{name}[{i}]", each, f"one of {allowed}")
-            if missing := [key for key in keys if key not in each]:
-                raise SettingError(f"{name}[{i}] is {_shown(each)}; it has no {missing[0]!r}")
-        return list(value)
+        return [
+            each if all(hasattr(each, key) for key in keys) else one(f"{name}[{i}]", each)
+            for i, each in enumerate(value)
+        ]
 
     return check
 
@@ -254,11 +264,6 @@ def response_format(name: str, value: Any) -> dict[str, Any]:
     if found["type"] not in ("text", "json_object"):
         raise SettingError(f"{name} is {_shown(value)}; its type must be text, json_object or json_schema")
     return found
-
-
-def with_keys(*keys: str) -> Check:
-    """A dict that has some keys."""
-    return lambda name, value: dicts(*keys)(name, [value])[0]
 
 
 def biases(name: str, value: Any) -> dict[int, float]:
@@ -279,7 +284,8 @@ def biases(name: str, value: Any) -> dict[int, float]:
     return found
 
 
-SAMPLING: dict[str, Check] = {
+#: By the name of an argument, wherever a method has one of it.
+METHODS: dict[str, Check] = {
     "top_k": whole(-SETTING_MAX - 1),
     "top_p": real(),
     "min_p": real(),
@@ -306,11 +312,6 @@ SAMPLING: dict[str, Check] = {
     "echo": flag,
     "stream": flag,
     "prompt": prompt,
-}
-
-#: By the name of an argument, wherever a method has one of it.
-METHODS: dict[str, Check] = {
-    **SAMPLING,
     "text": data,
     "input": embedded,
     "add_bos": flag,

@@ -11,7 +11,6 @@ import codecs
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from llama_cpp import Llama as Upstream
 
 __all__ = ["Criterion", "Ending", "criteria_of"]
@@ -136,6 +135,4 @@ def text_before(llm: Upstream, prompt: Any, echo: bool) -> str:
     """What an answer with ``echo`` begins with: the prompt, as text."""
     if not echo:
         return ""
-    return (
-        prompt if isinstance(prompt, str) else llm.detokenize(list(np.asarray(prompt))).decode("utf-8", errors="ignore")
-    )
+    return prompt if isinstance(prompt, str) else llm.detokenize(prompt).decode("utf-8", errors="ignore")

@@ -25,11 +25,7 @@ class Drafts:
         self.model, self._guard, self._n_max = model, guard, n_max
 
     def __call__(self, input_ids: Any, /, **kwargs: Any) -> Any:
-        self._guard.n_callbacks += 1
-        try:
-            given = self.model(input_ids, **kwargs)
-        finally:
-            self._guard.n_callbacks -= 1
+        given = self._guard.call_back(self.model, input_ids, **kwargs)
         found = np.asarray(given)
         if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
             raise WrongTypeError(

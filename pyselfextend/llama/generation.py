@@ -120,11 +120,7 @@ class Generating(Evaluating):
     def _is_met(self, criterion: Callable[[Any, Any], bool]) -> bool:
         row = self._ctx.get_logits_ith(self._sampled_after - self.n_tokens)
         logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,)).copy()
-        self._guard.n_callbacks += 1
-        try:
-            return criterion(self._sampled(), logits)
-        finally:
-            self._guard.n_callbacks -= 1
+        return self._guard.call_back(criterion, self._sampled(), logits)
 
     def _tell(self, ending: Ending, prompt: list[int], given: list[int], token: int) -> None:
         if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):

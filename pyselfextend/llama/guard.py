@@ -10,11 +10,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import StaleStreamError, UsageError
 
 __all__ = ["FORKED", "Gone", "Guard", "Stream", "check_process"]
+
+T = TypeVar("T")
 
 FORKED = "this Llama was opened before a fork, by another process; open one in this process"
 
@@ -39,7 +41,7 @@ class Guard:
     def __init__(self, forked: Callable[[], None]) -> None:
         self.lock = threading.RLock()
         self.turn: object = None  # of what last changed what is evaluated
-        self.n_callbacks = 0  # of the user's, that are running
+        self._n_callbacks = 0  # of the user's, that are running
         self._depth = 0  # of calls within each other
         self._is_forked = False
         self._forked = weakref.WeakMethod(forked)  # the instance has the guard: no circle, so that it is freed at once
@@ -47,21 +49,38 @@ class Guard:
         global _is_used
         _is_used = True
 
-    def begin(self, *, changes: bool, name: str) -> None:
-        """A call begins; with ``lock`` held, and followed by ``end`` in a ``finally``.
+    def call(self, action: Callable[[], T], *, changes: bool, name: str) -> T:
+        """What a call of a method returns, when it is its turn.
 
         Not a context manager of Python's: Ctrl-C between its two halves would leave it begun.
 
         Args:
+            action: the method with its arguments.
             changes: whether it changes what is evaluated, so that streams that were begun cannot go on.
             name: of the method.
 
         Raises:
             UsageError: it changes that, and is made by a callback of a call that goes on.
         """
+        with self.lock:
+            self._begin(changes, name)
+            try:
+                return action()
+            finally:
+                self._depth -= 1
+
+    def call_back(self, callback: Callable[..., T], *arguments: Any, **more: Any) -> T:
+        """What a callback of the user's returns. It cannot change the instance meanwhile."""
+        self._n_callbacks += 1
+        try:
+            return callback(*arguments, **more)
+        finally:
+            self._n_callbacks -= 1
+
+    def _begin(self, changes: bool, name: str) -> None:
         if self._depth == 0:
-            self.n_callbacks = 0
-        if changes and self.n_callbacks:
+            self._n_callbacks = 0
+        if changes and self._n_callbacks:
             raise UsageError(
                 f"{name}() was called by a callback of the same Llama, which is in the midst of another call; "
                 "use a second Llama, or wait until the call has ended"
@@ -69,10 +88,6 @@ class Guard:
         if changes and self._depth == 0:
             self.turn = object()
         self._depth += 1
-
-    def end(self) -> None:
-        """The call has ended."""
-        self._depth -= 1
 
     def check_turn(self, turn: object, name: str) -> None:
         """Before a step of a stream.
@@ -94,7 +109,7 @@ class Guard:
 
     def after_fork(self) -> None:
         self.lock = threading.RLock()  # a thread that is not here may have had it
-        self._depth = self.n_callbacks = 0
+        self._depth = self._n_callbacks = 0
         self._is_forked = True
         if (forked := self._forked()) is not None:
             forked()
@@ -131,12 +146,11 @@ class Stream(Generator[Any, Any, None]):
             except StaleStreamError:
                 self._steps.close()
                 raise
-            guard.begin(changes=self._turn is None, name=self._name)
-            try:
-                self._turn = guard.turn
-                return step(*arguments)
-            finally:
-                guard.end()
+            return guard.call(lambda: self._taken(step, *arguments), changes=self._turn is None, name=self._name)
+
+    def _taken(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        self._turn = self._guard.turn
+        return step(*arguments)
 
 
 def check_process() -> None:

@@ -8,19 +8,16 @@ import inspect
 import os
 import sys
 import threading
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import _native
+from ..closing import Closing
 from ..config import SelfExtendConfig, SelfExtendInfo
 from ..errors import (
     ModelFileError,
     SelfExtendError,
     SettingError,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _library = _native.load()  # before llama_cpp, which it imports with our library
 
@@ -52,7 +49,7 @@ _UPSTREAM = inspect.signature(llama_cpp.Llama.__init__).parameters
 _NAMES = [*(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD), "ga_n", "ga_w"]
 
 
-class Llama(Generating):
+class Llama(Generating, Closing):
     """A GGUF model that reads beyond its trained context, by SelfExtend (arXiv 2401.01325).
 
     A ``llama_cpp.Llama`` with two more arguments; every other argument, method, chat format and return type is its own.
@@ -243,10 +240,11 @@ class Llama(Generating):
         """
         shift(self, n_keep, n_discard)
 
-    def _read_state(self, data: ctypes.Array[ctypes.c_uint8]) -> tuple[int, str]:
+    def _read_state(self, state: bytes) -> tuple[int, str]:
         """How many bytes llama.cpp has read of a state, 0 if it is none of this context, and why not."""
         if not self._config.is_plain:
             _library.set_next(1)  # forgets an earlier reason; plain is the default
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         with _library.guarded() as errors:
             n_read = int(llama_cpp.llama_state_set_data(self._ctx.ctx, data, len(data)))
         ours = "" if self._config.is_plain else _library.last_error()
@@ -263,13 +261,11 @@ class Llama(Generating):
     def close(self) -> None:
         """Free the model and the context. Closing twice is fine; any other use after that raises SelfExtendError."""
         if hasattr(self, "_stack"):  # not there if the constructor failed early
-            with self._guard.lock:
-                self._guard.begin(changes=True, name="close")
-                try:
-                    super().close()
-                    self._replace("this Llama has been closed")
-                finally:
-                    self._guard.end()
+            self._guard.call(self._close, changes=True, name="close")
+
+    def _close(self) -> None:
+        super().close()
+        self._replace("this Llama has been closed")
 
     def _forget(self) -> None:
         """In a child of fork, where llama.cpp's threads are not: nothing is freed."""
@@ -283,14 +279,6 @@ class Llama(Generating):
     def _replace(self, reason: str) -> None:
         gone: Any = Gone(reason)
         self._model = self._ctx = self._batch = self.tokenizer_ = gone
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Path(str):
@@ -328,7 +316,6 @@ for _name, _changes in {
     "create_completion": True,
     "__call__": True,
     "set_cache": False,
-    "n_ctx": False,
     "n_embd": False,
     "n_vocab": False,
     "tokenizer": False,
@@ -337,5 +324,4 @@ for _name, _changes in {
     "token_nl": False,
     "pooling_type": False,
 }.items():
-    if _name not in Llama.__dict__:
-        setattr(Llama, _name, public(changes=_changes)(getattr(llama_cpp.Llama, _name)))
+    setattr(Llama, _name, public(changes=_changes)(getattr(llama_cpp.Llama, _name)))

@@ -41,13 +41,7 @@ def public(
             arguments = check(arguments, all_checks)
             if inspect.isgeneratorfunction(method):
                 return Stream(self._guard, method(self, **arguments), name)
-            guard = self._guard
-            with guard.lock:
-                guard.begin(changes=changes, name=name)
-                try:
-                    answer = method(self, **arguments)
-                finally:
-                    guard.end()
+            answer = self._guard.call(lambda: method(self, **arguments), changes=changes, name=name)
             is_stream = isinstance(answer, Generator) and not isinstance(answer, Stream)
             return Stream(self._guard, answer, name) if is_stream else answer
 

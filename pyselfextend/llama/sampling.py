@@ -45,11 +45,7 @@ class Callbacks:
         def run(_: Any, candidates: Any) -> None:
             try:
                 if self._error is None:
-                    self._guard.n_callbacks += 1
-                    try:
-                        apply(candidates.contents, processors)
-                    finally:
-                        self._guard.n_callbacks -= 1
+                    self._guard.call_back(apply, candidates.contents, processors)
             except BaseException as error:  # Ctrl-C as well
                 self._error = error
 

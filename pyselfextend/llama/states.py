@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import sys
 from typing import TYPE_CHECKING
@@ -30,11 +29,10 @@ def load(llm: Llama, state: llama_cpp.LlamaState) -> None:
     if not isinstance(state, llama_cpp.LlamaState):
         raise WrongTypeError(f"state is of type {type(state).__name__}; it must be what save_state() returned")
     _check(llm, state)
-    data = (ctypes.c_uint8 * len(state.llama_state)).from_buffer_copy(state.llama_state)
     n_tokens = state.n_tokens
     before = llm.save_state() if llm._n_exact < llm.n_tokens else None  # evaluated again, it would not be what it was
-    n_read, errors = llm._read_state(data)
-    if n_read != len(data):
+    n_read, errors = llm._read_state(state.llama_state)
+    if n_read != len(state.llama_state):
         reason = errors or DAMAGED
         _keep(llm, reason, before, is_whole=n_read == 0 and not llm._config.is_plain)
     if llama_cpp.llama_memory_seq_pos_max(llm._ctx.memory, 0) + 1 < n_tokens:
@@ -81,6 +79,6 @@ def _keep(llm: Llama, reason: str, before: llama_cpp.LlamaState | None, *, is_wh
         if before is None:
             llm._evaluate_again()
         else:
-            llm._read_state((ctypes.c_uint8 * len(before.llama_state)).from_buffer_copy(before.llama_state))
+            llm._read_state(before.llama_state)
             llm._requires_eval = True
     raise StateError(f"the state cannot be loaded: {reason}")
