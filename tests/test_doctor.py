@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -29,6 +30,7 @@ from pyselfextend.llama import model
 from pyselfextend.placement import Attention
 
 HERE = Path(__file__).parent
+COMMAND = [sys.executable, "-m", "pyselfextend", "doctor"]
 PACKAGES = [Path(p) for p in dict.fromkeys([sysconfig.get_path("purelib"), *site.getsitepackages()])]
 
 
@@ -38,7 +40,7 @@ def run(*arguments: object, path: Iterable[Path] = (), **environment: str) -> su
     -S keeps away what an editable install adds to the import system.
     """
     variables = {key: value for key, value in os.environ.items() if key != _native.LIB_PATH_VARIABLE}
-    command = [sys.executable, "-m", "pyselfextend", "doctor", *map(str, arguments)]
+    command = [*COMMAND, *map(str, arguments)]
     folders = [str(folder) for folder in path]
     if folders:
         variables["PYTHONPATH"] = os.pathsep.join(folders)
@@ -202,14 +204,39 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path, tiny_model: Path) -> None
     assert problem.startswith(f"there is no file {tmp_path / 'missing.gguf'}")
 
 
-def test_a_model_that_ends_the_process(tmp_path: Path) -> None:
-    """llama.cpp aborts on it: more experts for a token than there are. What was found before is kept."""
+def test_a_model_that_llama_cpp_asserts_against(tmp_path: Path) -> None:
+    """More experts for a token than there are."""
     path = more_models.make(tmp_path / "model.gguf", "layers used twice")
     more_models.write(path, *more_models.MODELS["layers used twice"][:2], {"expert_used_count": 2})
-    found = diagnose(path)
-    (problem,) = found["problems"]
-    assert problem.startswith(f"llama.cpp does not survive {path}: it ends the process with SIGABRT (")
+    (problem,) = diagnose(path)["problems"]
+    assert problem.startswith(f"{path} cannot be loaded: ")
     assert "GGML_ASSERT(n_expert_used_max <= hparams.n_expert) failed" in problem
+
+
+def kill_once_mapped(process: subprocess.Popen[bytes], model: str) -> bool:
+    """Kill the child of a process, as the kernel does when memory runs out, once it has the model in its memory."""
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children():
+                if any(each.path == model for each in child.memory_maps()):
+                    child.kill()
+                    return True
+    return False
+
+
+def test_a_model_that_ends_the_process() -> None:
+    """What was found before is kept."""
+    model = str(find_model().resolve())
+    for _ in range(20):  # the model is there for tenths of a second
+        with subprocess.Popen([*COMMAND, model, "--json"], stdout=subprocess.PIPE, cwd=HERE) as process:
+            was_killed = kill_once_mapped(process, model)
+            found = json.loads(process.communicate()[0])
+        if was_killed and process.returncode != 0:
+            break
+    (problem,) = found["problems"]
+    assert problem == (
+        f"llama.cpp does not survive {model}: it ends the process with SIGKILL; free memory, or name a smaller file"
+    )
     assert found["library"] == str(_native.load().path)
     assert found["devices"][0]["name"] == "CPU"
 

@@ -183,7 +183,7 @@ def test_a_sweep_is_every_pair(tiny_model: Path, tmp_path: Path) -> None:
         (("MODEL", "--setting", "fast"), "the setting is 'fast'; it must be plain, G:W"),
         (("MODEL", "--setting", "1:64"), "ga_n is 1; it must be an integer from 2"),
         (("MODEL", "--cache", "Q9"), "'Q9' is not one of F32, F16, BF16, Q8_0"),
-        (("MODEL", "--lengths", "0"), "0 is not at least 1"),
+        (("MODEL", "--lengths", "0"), "0 is not between 1 and 16777216"),
         (("MODEL", "--depths", "2"), "2 is not between 0 and 1"),
         (("MODEL", "--lengths", "30"), "30 tokens are too few for a passkey prompt; at least"),
         (("MODEL", "--out", "FILE"), "is a file"),
