@@ -50,6 +50,7 @@ class Params(ctypes.Structure):
 
     _fields_ = [
         ("ga_n", ctypes.c_uint32),
+        ("ga_n_max", ctypes.c_uint32),
         ("ga_w", ctypes.c_uint32),
         ("attn", ctypes.c_int),
     ]
@@ -60,6 +61,7 @@ class Info(ctypes.Structure):
 
     _fields_ = [
         ("ga_n", ctypes.c_uint32),
+        ("ga_n_max", ctypes.c_uint32),
         ("ga_w", ctypes.c_uint32),
         ("n_ctx_train", ctypes.c_uint32),
         ("n_layer_fused", ctypes.c_uint32),
@@ -99,6 +101,10 @@ class Library:
         self._set_next = _function(cdll, "set_next", ctypes.c_bool, Params)
         self._last_error = _function(cdll, "last_error", ctypes.c_char_p)
         self._get_info = _function(cdll, "get_info", ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(Info))
+        self._get_group = _function(cdll, "get_group", ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int32)
+        self._set_group = _function(
+            cdll, "set_group", ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32
+        )
         self._get_layer = _function(
             cdll, "get_layer", ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(Layer)
         )
@@ -117,12 +123,25 @@ class Library:
         self._build_info = _function(cdll, "build_info", ctypes.c_char_p)
         self._kernel_isa = _function(cdll, "kernel_isa", ctypes.c_char_p)
 
-    def set_next(self, ga_n: int, ga_w: int | None = None, attn: str = "auto") -> bool:
-        """Set what the calling thread's next llama_init_from_model() creates. False: ``last_error`` says why not."""
-        return bool(self._set_next(Params(ga_n, GA_W_DEFAULT if ga_w is None else ga_w, ATTN[attn])))
+    def set_next(self, ga_n: int, ga_w: int | None = None, attn: str = "auto", ga_n_max: int = 0) -> bool:
+        """Set what the calling thread's next llama_init_from_model() creates. False: ``last_error`` says why not.
+
+        ga_n_max: to which groups are raised that no longer reach; 0: they are not.
+        """
+        return bool(self._set_next(Params(ga_n, ga_n_max, GA_W_DEFAULT if ga_w is None else ga_w, ATTN[attn])))
+
+    def get_group(self, ctx: Any, seq_id: int = 0) -> int:
+        """The group size of a sequence of a ``llama_context *``; 0 if it is plain, or has no such sequence."""
+        return int(self._get_group(ctx, seq_id))
+
+    def set_group(self, ctx: Any, seq_id: int, ga_n: int) -> bool:
+        """Set it: keys are turned with the next tokens. False: ``last_error`` says why not."""
+        return bool(self._set_group(ctx, seq_id, ga_n))
 
     def last_error(self) -> str:
-        """Why the calling thread's last set_next() or llama_init_from_model() failed; empty if not for SelfExtend."""
+        """Why the calling thread's last set_next(), set_group() or llama_init_from_model() failed; empty if not for
+        SelfExtend.
+        """
         return str(self._last_error().decode("utf-8"))
 
     @contextmanager

@@ -16,7 +16,7 @@ from __future__ import annotations
 from .config import integer
 from .errors import SettingError
 
-__all__ = ["GA_N_MAX", "ga_n_min", "n_ctx_reach", "pos_k", "pos_q", "pos_rel", "pos_rel_max"]
+__all__ = ["GA_N_MAX", "ga_n_min", "ga_n_raised", "n_ctx_reach", "pos_k", "pos_q", "pos_rel", "pos_rel_max"]
 
 #: The largest group size that the C API can express (``uint32_t``).
 GA_N_MAX = 2**32 - 1
@@ -93,6 +93,23 @@ def ga_n_min(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
             return candidate if candidate <= GA_N_MAX else 0
         ga_n = ga_w // n_groups + 1
     return 0
+
+
+def ga_n_raised(n_ctx_train: int, ga_n: int, ga_n_max: int, ga_w: int, n_tokens: int) -> int:
+    """The group size of a sequence that had ``ga_n`` and has grown to ``n_tokens``.
+
+    The same while that reaches, else the smallest power of two above it that does, and no more than ``ga_n_max``. 0 if
+    ``ga_n_max`` does not reach.
+    """
+    ga_n, ga_w = _pair(ga_n, ga_w)
+    n_ctx_train = _trained(n_ctx_train, ga_w)
+    ga_n_max = integer("ga_n_max", ga_n_max, ga_n, GA_N_MAX)
+    n_tokens = integer("n_tokens", n_tokens, 1)
+    while n_ctx_reach(n_ctx_train, ga_n, ga_w) < n_tokens:
+        if ga_n == ga_n_max:
+            return 0
+        ga_n = min(1 << ga_n.bit_length(), ga_n_max)
+    return ga_n
 
 
 def _pair(ga_n: int, ga_w: int) -> tuple[int, int]:

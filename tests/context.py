@@ -89,10 +89,12 @@ def _drop(level: int, text: bytes, data: int) -> None: ...
 class Context:
     """A context of a model; tokens are (token, position, sequence).
 
-    ga_n = 1 is a plain one. attn: 0 auto, 1 fused, 2 composed. Further parameters are those of llama_context_params.
+    ga_n = 1 is a plain one, unless ga_n_max is more. attn: 0 auto, 1 fused, 2 composed. Further parameters are those of llama_context_params.
     """
 
-    def __init__(self, model: Any, ga_n: int, ga_w: int, *, attn: int = 0, n_threads: int = 1, **params: Any) -> None:
+    def __init__(
+        self, model: Any, ga_n: int, ga_w: int, *, ga_n_max: int = 0, attn: int = 0, n_threads: int = 1, **params: Any
+    ) -> None:
         self.library = load()
         import llama_cpp
 
@@ -103,10 +105,11 @@ class Context:
             assert name in CTX_PARAMS, name
             setattr(given, name, value)
         given.n_threads = given.n_threads_batch = n_threads
-        assert self.library.set_next(ga_n, ga_w, ["auto", "fused", "composed"][attn]), self.library.last_error()
+        ways = ["auto", "fused", "composed"]
+        assert self.library.set_next(ga_n, ga_w, ways[attn], ga_n_max), self.library.last_error()
         self.ctx = llama_cpp.llama_init_from_model(model, given)
         assert self.ctx, self.library.last_error()
-        if ga_n > 1 and given.offload_kqv:
+        if max(ga_n, ga_n_max) > 1 and given.offload_kqv:
             info = self.library.get_info(self.ctx)
             assert info is not None
             is_fused = not ON_DEVICE or (IS_FUSED and given.flash_attn_type != 0)  # 0: off
@@ -137,6 +140,12 @@ class Context:
         status, logits = self.decode([(int(token), pos + i, seq) for i, token in enumerate(tokens)])
         assert status == 0, status
         return logits
+
+    def group(self, seq: int = 0) -> int:
+        return self.library.get_group(self.ctx, seq)
+
+    def set_group(self, seq: int, ga_n: int) -> bool:
+        return self.library.set_group(self.ctx, seq, ga_n)
 
     def pos_min(self, seq: int = 0) -> int:
         return int(self.api.llama_memory_seq_pos_min(self.memory, seq))

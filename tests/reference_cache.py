@@ -6,6 +6,7 @@ token that moves keeps both: it is what a K-shift is to do, written without rota
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ class CachedReference(Reference):
         first = self.pos.max() + 1 if len(self.pos) else 0
         self.pos = np.concatenate([self.pos, np.arange(first, first + len(tokens))])
         return self.logits(tokens, self.ga_n, self.ga_w, n_ctx=self.n_ctx)
+
+    def fork(self, p1: int = 1 << 30) -> CachedReference:
+        """Another sequence with the same model and this one's tokens at positions below p1."""
+        other = copy.copy(self)
+        other._kv = dict(self._kv)
+        other.remove(p1, 1 << 30)
+        return other
 
     def remove(self, p0: int, p1: int) -> None:
         """Forget the tokens at positions p0 .. p1 - 1."""

@@ -21,6 +21,7 @@ SIGNATURES = {
     "pos_rel_max": (I64, (I64, U32, U32)),
     "n_ctx_reach": (I64, (U32, U32, U32)),
     "ga_n_min": (U32, (U32, U32, I64)),
+    "ga_n_raised": (U32, (U32, U32, U32, U32, I64)),
 }
 
 SMALL = list(product(range(1, 10), range(13)))  # every (ga_n, ga_w), also where ga_n does not divide ga_w
@@ -124,6 +125,27 @@ def test_c_agrees_on_small_values(native: dict[str, Callable[..., int]]) -> None
             for n_tokens in (reach - 1, reach, reach + 1):
                 smallest = positions.ga_n_min(n_ctx_train, ga_w, max(1, n_tokens))
                 assert native["ga_n_min"](n_ctx_train, ga_w, max(1, n_tokens)) == smallest
+
+
+def raised(n_ctx_train: int, ga_n: int, ga_n_max: int, ga_w: int, n_tokens: int) -> int:
+    """By the rule, pair by pair: the first of ga_n and the powers of two above it, the last being ga_n_max."""
+    sizes = [ga_n, *(2**i for i in range(10) if ga_n < 2**i < ga_n_max), ga_n_max]
+    return next((size for size in sizes if largest(n_tokens, size, ga_w) < n_ctx_train), 0)
+
+
+def test_a_group_that_is_raised(native: dict[str, Callable[..., int]]) -> None:
+    rng = random.Random(5)
+    found = set()
+    for _ in range(400):
+        n_ctx_train, ga_n = rng.randint(2, 12), rng.choice([1, 1, 2, 3, 4, 5])
+        ga_n_max, ga_w, n_tokens = rng.randint(ga_n, 12), rng.randrange(n_ctx_train), rng.randint(1, 60)
+        arguments = (n_ctx_train, ga_n, ga_n_max, ga_w, n_tokens)
+        expected = raised(*arguments)
+        assert positions.ga_n_raised(*arguments) == native["ga_n_raised"](*arguments) == expected
+        found.add((expected == 0, expected == ga_n, expected == ga_n_max))
+    assert len(found) >= 4
+    assert positions.ga_n_raised(8192, 1, positions.GA_N_MAX, 1024, 2**40) == 2**28
+    assert native["ga_n_raised"](8192, 1, positions.GA_N_MAX, 1024, 2**40) == 2**28
 
 
 def test_c_agrees_on_large_values(native: dict[str, Callable[..., int]]) -> None:

@@ -32,8 +32,11 @@ extern "C" {
     };
 
     struct llama_self_extend_params {
-        uint32_t ga_n; // group size, >= 1; 1 is the plain model, for which nothing is built
-        uint32_t ga_w; // neighbour window in tokens, below the trained context; ignored when ga_n is 1
+        uint32_t ga_n;     // group size that a sequence begins with, >= 1
+        uint32_t ga_n_max; // that to which it is raised where it no longer reaches; 0: ga_n, it stays as it is
+        uint32_t ga_w;     // neighbour window in tokens, below the trained context
+
+        // ga_n = 1 with ga_n_max <= 1 is the plain model, for which nothing is built
 
         enum llama_self_extend_attn attn;
     };
@@ -43,16 +46,17 @@ extern "C" {
 
     struct llama_self_extend_info {
         uint32_t ga_n;
+        uint32_t ga_n_max;
         uint32_t ga_w;
         uint32_t n_ctx_train;      // the model's trained context, in tokens
         uint32_t n_layer_fused;    // layers on each way of computing the attention
         uint32_t n_layer_composed;
-        uint64_t n_ctx_reach;      // the longest sequence whose relative positions all stay below n_ctx_train, in tokens
+        uint64_t n_ctx_reach;      // the longest sequence whose relative positions all stay below n_ctx_train with ga_n_max, in tokens
         uint64_t n_bytes_far;      // memory of each part of the cache
         uint64_t n_bytes_near;
     };
 
-    // { ga_n = 1, ga_w = LLAMA_SELF_EXTEND_GA_W_DEFAULT, attn = AUTO }
+    // { ga_n = 1, ga_n_max = 0, ga_w = LLAMA_SELF_EXTEND_GA_W_DEFAULT, attn = AUTO }
     LLAMA_API struct llama_self_extend_params llama_self_extend_default_params(void);
 
     // Set the parameters of the next context that the calling thread creates with llama_init_from_model().
@@ -63,7 +67,7 @@ extern "C" {
     // In both cases llama_self_extend_last_error() says why.
     LLAMA_API bool llama_self_extend_set_next(struct llama_self_extend_params params);
 
-    // Why the last llama_self_extend_set_next() or llama_init_from_model() of the calling thread failed.
+    // Why the last llama_self_extend_set_next(), llama_self_extend_set_group() or llama_init_from_model() of the calling thread failed.
     // Empty if the last one succeeded or if it failed for a reason that has nothing to do with SelfExtend.
     // The string is valid until the thread's next such call.
     LLAMA_API const char * llama_self_extend_last_error(void);
@@ -77,6 +81,27 @@ extern "C" {
 
     // Fill in what is in force in a context. Returns false if the context is plain; *info is then set to zero.
     LLAMA_API bool llama_self_extend_get_info(const struct llama_context * ctx, struct llama_self_extend_info * info);
+
+    //
+    // the group size of a sequence
+    //
+    // Each sequence begins with the ga_n of its context. A batch that goes beyond the reach raises it, up to ga_n_max: to the next power
+    // of two at the first token that it does not reach, wherever that is in the batch. It can be set at any time. Tokens that are
+    // evaluated see all keys in the groups of the moment: the far keys that are cached are turned, and nothing is evaluated again. What
+    // was computed of earlier tokens stays as it was.
+    //
+    // Sequences that share a buffer (kv_unified) have one group size. A copy of a sequence has that of its source, a state brings its
+    // own; a sequence of which the last token is removed begins anew.
+    //
+
+    // Returns 0 if the context is plain, or has no such sequence.
+    LLAMA_API uint32_t llama_self_extend_get_group(const struct llama_context * ctx, llama_seq_id seq_id);
+
+    // The keys are turned before the next batch, or by llama_self_extend_apply_shifts(), and may be turned back; each time rounds them
+    // once more to the type of the cache.
+    // Returns false, and changes nothing, if the context is plain or has no such sequence, if ga_n does not reach the tokens of the
+    // sequence, or if it has any and its keys cannot be turned. llama_self_extend_last_error() says why.
+    LLAMA_API bool llama_self_extend_set_group(struct llama_context * ctx, llama_seq_id seq_id, uint32_t ga_n);
 
     struct llama_self_extend_layer {
         enum llama_self_extend_attn attn;   // FUSED or COMPOSED
@@ -102,7 +127,8 @@ extern "C" {
     // their new positions. Empty if it is exact, and for an extended context, whose shift is ours: llama_memory_can_shift() tells.
     LLAMA_API const char * llama_self_extend_plain_shift_fault(const struct llama_context * ctx);
 
-    // Do now what llama_memory_seq_add() has left for the next llama_decode(): turn the keys of a context, also a plain one.
+    // Do now what llama_memory_seq_add() and llama_self_extend_set_group() have left for the next llama_decode(): turn the keys of a
+    // context, also a plain one.
     // llama.cpp saves a state with the positions that the keys are to have, and the keys as they are.
     LLAMA_API void llama_self_extend_apply_shifts(struct llama_context * ctx);
 
@@ -153,6 +179,10 @@ extern "C" {
 
     // The longest sequence, in tokens, whose relative positions all stay below n_ctx_train > ga_w.
     LLAMA_API int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w);
+
+    // The group size of a sequence that had ga_n and has grown to n_tokens: the same while that reaches, else the smallest power of two
+    // above it that does, and no more than ga_n_max. Returns 0 if ga_n_max does not reach, as when ga_w >= n_ctx_train.
+    LLAMA_API uint32_t llama_self_extend_ga_n_raised(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_n_max, uint32_t ga_w, int64_t n_tokens);
 
     // The smallest group size whose reach is at least n_tokens. Returns 0 if there is none, as when ga_w >= n_ctx_train.
     LLAMA_API uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens);

@@ -60,7 +60,8 @@ llama_memory_i * llama_self_extend_init_memory(llama_memory_i * mem, const llama
 
     check_memory(mem, model);
 
-    return new llama_kv_cache_self_extend(model, cparams, *config, llama_self_extend_restore_near, std::move(owned));
+    return new llama_kv_cache_self_extend(model, cparams, *config,
+            llama_kv_cache_self_extend::turn_graphs { llama_self_extend_restore_near, llama_self_extend_turn_far }, std::move(owned));
 }
 
 void llama_self_extend_update(llama_context & lctx) {

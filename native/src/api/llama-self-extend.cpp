@@ -4,6 +4,7 @@
 #include "cache/llama-kv-cache-self-extend.h"
 #include "graph/llama-graph-self-extend-plain.h"
 #include "llama-self-extend-build.h"
+#include "params/llama-self-extend-params.h"
 #include "positions/llama-self-extend-positions.h"
 
 #include "llama-context.h"
@@ -30,6 +31,30 @@ bool llama_self_extend_get_info(const llama_context * ctx, llama_self_extend_inf
     *info = kv ? kv->get_info() : llama_self_extend_info {};
 
     return kv != nullptr;
+}
+
+uint32_t llama_self_extend_get_group(const llama_context * ctx, llama_seq_id seq_id) {
+    const auto * kv = kv_of(ctx);
+
+    return kv && kv->has_seq(seq_id) ? kv->get_map(seq_id).ga_n : 0;
+}
+
+bool llama_self_extend_set_group(llama_context * ctx, llama_seq_id seq_id, uint32_t ga_n) {
+    auto * kv = ctx ? dynamic_cast<llama_kv_cache_self_extend *>(llama_get_memory(ctx)) : nullptr;
+
+    try {
+        if (!kv) {
+            llama_self_extend_refuse("the context is a plain one, its sequences have no groups");
+        }
+        kv->set_group(seq_id, ga_n);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+        return false;
+    }
+
+    llama_self_extend_accept();
+
+    return true;
 }
 
 bool llama_self_extend_get_layer(const llama_context * ctx, int32_t il, llama_self_extend_layer * layer) {
@@ -135,6 +160,10 @@ int64_t llama_self_extend_pos_rel_max(int64_t n_tokens, uint32_t ga_n, uint32_t 
 
 int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w) {
     return llama_self_extend_map { ga_n, ga_w }.n_ctx_reach(n_ctx_train);
+}
+
+uint32_t llama_self_extend_ga_n_raised(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_n_max, uint32_t ga_w, int64_t n_tokens) {
+    return llama_self_extend_map_raised({ ga_n, ga_w }, n_ctx_train, ga_n_max, n_tokens);
 }
 
 uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens) {

@@ -15,9 +15,19 @@
 
 bool llama_kv_cache_self_extend::check_batch(const llama_batch & batch) const {
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        if (batch.pos[i] >= config.n_ctx_reach) {
+        const auto     map  = get_map(batch.seq_id[i][0]);
+        const uint32_t need = raised(map.ga_n, batch.pos[i]);
+
+        if (need == 0) {
+            const llama_self_extend_map last = { std::max(map.ga_n, config.ga_n_max), map.ga_w };
+
             LLAMA_LOG_ERROR("%s: position %d is beyond the reach of ga_n = %u, ga_w = %u: %" PRId64 " tokens\n", __func__,
-                    batch.pos[i], config.map.ga_n, config.map.ga_w, config.n_ctx_reach);
+                    batch.pos[i], last.ga_n, last.ga_w, last.n_ctx_reach(config.n_ctx_train));
+            return false;
+        }
+        if (need != map.ga_n && !can_turn()) {
+            LLAMA_LOG_ERROR("%s: position %d is beyond the reach of ga_n = %u, ga_w = %u, and the keys of this model cannot be turned to another group\n",
+                    __func__, batch.pos[i], map.ga_n, map.ga_w);
             return false;
         }
 
@@ -42,7 +52,9 @@ bool llama_kv_cache_self_extend::check_windows(const llama_batch & batch) {
     need_check = false;
 
     for (llama_seq_id s = 0; s < n_seq(); ++s) {
-        if (near_missing(s, p_end).empty() && swa_has_window(s, p_end)) {
+        const bool is_lost = has_lost(s);
+
+        if (!is_lost && near_missing(s, p_end).empty() && swa_has_window(s, p_end)) {
             continue;
         }
 
@@ -50,7 +62,8 @@ bool llama_kv_cache_self_extend::check_windows(const llama_batch & batch) {
 
         for (int32_t i = 0; i < batch.n_tokens; ++i) {
             if (std::find(batch.seq_id[i], batch.seq_id[i] + batch.n_seq_id[i], s) != batch.seq_id[i] + batch.n_seq_id[i]) {
-                LLAMA_LOG_ERROR("%s: the window of sequence %d is incomplete, remove the sequence and evaluate it again\n", __func__, s);
+                LLAMA_LOG_ERROR("%s: the %s of sequence %d %s, remove the sequence and evaluate it again\n", __func__,
+                        is_lost ? "keys" : "window", s, is_lost ? "were lost when they were turned" : "is incomplete");
                 return false;
             }
         }
@@ -72,7 +85,14 @@ public:
         T(std::forward<Args>(args)...), llama_self_extend_mctx(kv, std::move(ctx_near)) {}
 
     bool apply() override {
-        return apply_near(T::get_ubatch()) && T::apply();
+        const auto & ubatch = T::get_ubatch();
+
+        if (!get_kv()->apply_raise(ubatch) || !apply_near(ubatch) || !T::apply()) {
+            return false;
+        }
+        get_kv()->apply_groups(ubatch);
+
+        return true;
     }
 
     const llama_kv_cache_context * get_far() const override {
@@ -87,19 +107,44 @@ public:
 using self_extend_context_kv   = self_extend_context<llama_kv_cache_context>;
 using self_extend_context_iswa = self_extend_context<llama_kv_cache_iswa_context>;
 
-// split a batch as llama.cpp's caches do; empty if it cannot be split this way
-static std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch, bool simple, bool unified) {
-    balloc.split_reset();
+std::vector<llama_ubatch> llama_kv_cache_self_extend::split(llama_batch_allocr & balloc, uint32_t n_ubatch, bool simple) const {
+    const bool unified = kv_far->get_n_stream() == 1;
 
     std::vector<llama_ubatch> res;
-    while (true) {
-        auto ubatch = simple ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, !unified, 0);
+    std::vector<uint32_t>     sizes; // of each ubatch at most: one that a group is raised in is made again, shorter
 
-        if (ubatch.n_tokens == 0) {
-            break;
+    while (true) {
+        auto streams = ga_n_streams;
+        bool is_cut  = false;
+
+        balloc.split_reset();
+        res.clear();
+
+        while (!is_cut) {
+            if (sizes.size() == res.size()) {
+                sizes.push_back(n_ubatch);
+            }
+
+            uint32_t & size   = sizes[res.size()];
+            auto       ubatch = simple ? balloc.split_simple(size) : balloc.split_equal(size, !unified, 0);
+
+            if (ubatch.n_tokens == 0) {
+                break;
+            }
+
+            const uint32_t n = raise(streams, ubatch);
+
+            if (n < ubatch.n_tokens) {
+                is_cut = true;
+                size   = n;
+            } else {
+                res.push_back(std::move(ubatch)); // NOLINT
+            }
         }
 
-        res.push_back(std::move(ubatch)); // NOLINT
+        if (!is_cut) {
+            break;
+        }
     }
 
     if (balloc.get_n_used() < balloc.get_n_tokens()) {
@@ -141,7 +186,7 @@ llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allo
             continue;
         }
 
-        auto ubatches = split(balloc, n_ubatch, simple, unified);
+        auto ubatches = split(balloc, n_ubatch, simple);
 
         auto sinfos_far = kv_far->prepare(ubatches);
         if (sinfos_far.empty()) {
@@ -204,13 +249,14 @@ bool llama_self_extend_mctx::apply_near(const llama_ubatch & ubatch) {
 // updates
 //
 
-// carries out what is pending: copies between streams and shifts in all parts, and then the windows of the near part
+// carries out what is pending: copies between streams and shifts in all parts, then groups of the far part, and then the windows of the
+// near part
 class self_extend_update_context : public llama_memory_context_i {
 public:
     self_extend_update_context(
-            llama_kv_cache_self_extend * kv, llama_context * lctx, bool restore,
+            llama_kv_cache_self_extend * kv, llama_context * lctx, bool turn, bool restore,
             llama_memory_context_ptr ctx_mem, llama_memory_context_ptr ctx_near) :
-        kv(kv), lctx(lctx), restore(restore), ctx_mem(std::move(ctx_mem)), ctx_near(std::move(ctx_near)) {}
+        kv(kv), lctx(lctx), turn(turn), restore(restore), ctx_mem(std::move(ctx_mem)), ctx_near(std::move(ctx_near)) {}
 
     bool next() override {
         return false;
@@ -225,11 +271,13 @@ public:
             }
         }
 
+        res = res && (!turn || kv->turn_far(lctx));
+
         return res && (!restore || kv->restore_near(lctx));
     }
 
     llama_memory_status get_status() const override {
-        return restore ? LLAMA_MEMORY_STATUS_SUCCESS : llama_memory_status_combine(ctx_mem->get_status(), ctx_near->get_status());
+        return turn || restore ? LLAMA_MEMORY_STATUS_SUCCESS : llama_memory_status_combine(ctx_mem->get_status(), ctx_near->get_status());
     }
 
     const llama_ubatch & get_ubatch() const override {
@@ -240,6 +288,7 @@ private:
     llama_kv_cache_self_extend * const kv;
     llama_context              * const lctx;
 
+    const bool turn;
     const bool restore;
 
     const llama_memory_context_ptr ctx_mem;
@@ -247,6 +296,8 @@ private:
 };
 
 llama_memory_context_ptr llama_kv_cache_self_extend::init_update(llama_context * lctx, bool optimize) {
+    owner = lctx;
+
     bool restore = false;
 
     for (llama_seq_id s = 0; need_check && can_turn() && s < n_seq() && !restore; ++s) {
@@ -254,5 +305,5 @@ llama_memory_context_ptr llama_kv_cache_self_extend::init_update(llama_context *
     }
 
     return std::make_unique<self_extend_update_context>(
-            this, lctx, restore, mem->init_update(lctx, optimize), kv_near->init_update(lctx, optimize));
+            this, lctx, need_turn, restore, mem->init_update(lctx, optimize), kv_near->init_update(lctx, optimize));
 }

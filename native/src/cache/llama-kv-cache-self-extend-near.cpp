@@ -98,7 +98,7 @@ bool llama_kv_cache_self_extend::restore_near(llama_context * lctx) {
 
             const auto sinfo = find_near(ubatch);
 
-            if (sinfo.empty() || !compute_restore(*this, lctx, ubatch, sinfo, cells_far)) {
+            if (sinfo.empty() || !graphs.restore(*this, lctx, ubatch, sinfo, cells_far)) {
                 LLAMA_LOG_ERROR("%s: failed to restore the window of sequence %d\n", __func__, s);
                 return false;
             }

@@ -112,9 +112,13 @@ void llama_kv_cache_self_extend::state_write(llama_io_write_i & io, llama_seq_id
         }
         state.n_bytes[i] = count.n_bytes();
     }
-    state.hash = state.compute_hash();
+    const auto groups = get_groups(seq_id);
+
+    state.n_groups = groups.size();
+    state.hash     = state.compute_hash(groups);
 
     io.write(&state, sizeof(state));
+    io.write(groups.data(), groups.size()*sizeof(groups[0]));
 
     llama_self_extend_io_hash hashed(io);
 
@@ -130,23 +134,85 @@ void llama_kv_cache_self_extend::state_write(llama_io_write_i & io, llama_seq_id
     }
 }
 
-// what was saved has to be what this cache can hold. throws a sentence that says what is not
-static void check_state(const llama_self_extend_state & state, const llama_self_extend_state & own) {
+std::vector<uint32_t> llama_kv_cache_self_extend::get_groups(llama_seq_id seq_id) const {
+    return seq_id == -1 ? ga_n_streams : std::vector<uint32_t> { get_map(seq_id).ga_n };
+}
+
+void llama_kv_cache_self_extend::set_groups(const std::vector<uint32_t> & groups, llama_seq_id seq_id) {
+    for (size_t i = 0; i < groups.size(); ++i) {
+        const llama_seq_id s    = seq_id == -1 ? i : seq_id; // the first of a stream, or the only one
+        const uint32_t     strm = kv_far->get_stream(s);
+
+        if (seq_id == -1) {
+            std::fill(ga_n_cells[strm].begin(), ga_n_cells[strm].end(), groups[i]);
+        } else {
+            set_group_of_cells(s, groups[i]);
+        }
+
+        ga_n_streams[strm] = seq_id != -1 && has_others(s) ? std::max(ga_n_streams[strm], groups[i]) : groups[i];
+    }
+
+    need_turn = true;
+}
+
+bool llama_kv_cache_self_extend::has_others(llama_seq_id seq_id) const {
+    const auto & cells = kv_far->get_cells(seq_id);
+
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (!cells.is_empty(i) && !(cells.seq_has(i, seq_id) && cells.seq_count(i) == 1)) {
+            return true;
+        }
+    }
+
+    return false;
+}
+
+void llama_kv_cache_self_extend::check_groups(
+        const llama_self_extend_state & state, const std::vector<uint32_t> & groups, llama_seq_id seq_id) const {
+    if (groups.size() != (seq_id == -1 ? ga_n_streams.size() : 1) || std::count(groups.begin(), groups.end(), 0)) {
+        llama_self_extend_refuse("the state is damaged: it has other groups than sequences");
+    }
+
+    // a context that was opened with one group size does not change it unasked
+    const bool is_fixed = config.ga_n_max == config.map.ga_n && state.ga_n != config.map.ga_n;
+
+    for (uint32_t ga_n : groups) {
+        if ((is_fixed && ga_n != config.map.ga_n) || state.ga_w != config.map.ga_w) {
+            llama_self_extend_refuse("the state was saved with ga_n = %u and ga_w = %u, this context has ga_n = %u and ga_w = %u",
+                    ga_n, state.ga_w, config.map.ga_n, config.map.ga_w);
+        }
+    }
+    if (seq_id != -1 && groups[0] != get_map(seq_id).ga_n && !can_turn() && has_others(seq_id)) {
+        llama_self_extend_refuse("the state was saved with ga_n = %u, other sequences in the same buffer have ga_n = %u, "
+                "and the keys of this model cannot be turned to another group", groups[0], get_map(seq_id).ga_n);
+    }
+}
+
+// the group sizes that follow a header. throws a sentence if it is not one of a state
+static std::vector<uint32_t> read_groups(llama_io_read_i & io, const llama_self_extend_state & state) {
+    const llama_self_extend_state own {};
+
     if (state.magic != own.magic) {
         llama_self_extend_refuse("the state was not saved with SelfExtend");
     }
     if (state.version != own.version) {
         llama_self_extend_refuse("the state has version %u of the format, this library reads version %u", state.version, own.version);
     }
-    if (state.hash != state.compute_hash()) {
+
+    std::vector<uint32_t> res(std::min<uint32_t>(state.n_groups, LLAMA_MAX_SEQ));
+    llama_self_extend_state_read(io, res.data(), res.size()*sizeof(res[0]));
+
+    return res;
+}
+
+// what was saved has to be what this cache can hold. throws a sentence that says what is not
+static void check_state(
+        const llama_self_extend_state & state, const std::vector<uint32_t> & groups, const llama_self_extend_state & own) {
+    if (state.hash != state.compute_hash(groups)) {
         llama_self_extend_refuse("the state is damaged: its header is not the one that was saved");
     }
     if (state.model != own.model) {
         llama_self_extend_refuse("the state was saved with another model, or with other RoPE settings");
-    }
-    if (state.ga_n != own.ga_n || state.ga_w != own.ga_w) {
-        llama_self_extend_refuse("the state was saved with ga_n = %u and ga_w = %u, this context has ga_n = %u and ga_w = %u",
-                state.ga_n, state.ga_w, own.ga_n, own.ga_w);
     }
     if (state.type_k != own.type_k || state.type_v != own.type_v || state.v_trans != own.v_trans) {
         llama_self_extend_refuse("the state was saved with a %s/%s cache%s, this context has a %s/%s cache%s",
@@ -163,9 +229,16 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
     llama_self_extend_state state;
 
     llama_self_extend_state_read(io, &state, sizeof(state));
-    check_state(state, get_state(seq_id));
+
+    const auto groups = read_groups(io, state);
+
+    check_state(state, groups, get_state(seq_id));
 
     auto parts = get_parts(flags);
+
+    if (parts[PART_FAR]) {
+        check_groups(state, groups, seq_id);
+    }
 
     const bool on_device = flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
 
@@ -204,6 +277,8 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
     }
 
     // from here on the old content is lost
+    const auto used = get_used();
+
     if (parts[PART_FAR]) {
         // a state without cells would leave them. -1: all
         kv_near->seq_rm(seq_id, -1, -1);
@@ -228,6 +303,11 @@ void llama_kv_cache_self_extend::state_read(llama_io_read_i & io, llama_seq_id s
                 part->state_clear(seq_id);
             }
         }
+        begin_anew(used);
         throw;
+    }
+
+    if (parts[PART_FAR]) {
+        set_groups(groups, seq_id);
     }
 }

@@ -19,14 +19,16 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
                       const llama_model & model,
                     const llama_cparams & cparams,
          const llama_self_extend_config & config,
-                             restore_cb   compute_restore,
+                    const turn_graphs & graphs,
                        llama_memory_ptr   mem_new) :
-    model(model), config(config), compute_restore(compute_restore), mem(std::move(mem_new)),
+    model(model), config(config), graphs(graphs), mem(std::move(mem_new)),
     kv_iswa(dynamic_cast<llama_kv_cache_iswa *>(mem.get())),
     kv_far (kv_iswa ? kv_iswa->get_base() : dynamic_cast<llama_kv_cache *>(mem.get())),
     layer_ids(kv_far->get_layer_ids()),
     v_trans(!cparams.flash_attn),
-    ropes(model.hparams.n_layer_all) {
+    ropes(model.hparams.n_layer_all),
+    ga_n_streams(kv_far->get_n_stream(), config.map.ga_n),
+    ga_n_cells(kv_far->get_n_stream(), std::vector<uint32_t>(kv_far->get_size(), config.map.ga_n)) {
     if (layer_ids.empty()) {
         llama_self_extend_refuse("architecture '%s' is not supported: all of its layers have a window of their own", llm_arch_name(model.arch));
     }
@@ -38,8 +40,8 @@ llama_kv_cache_self_extend::llama_kv_cache_self_extend(
     const uint32_t size_padded = GGML_PAD(size_window*n_seq_cells + cparams.n_ubatch, 256);
     const uint32_t size_near   = n_seq_cells > 1 ? size_padded : std::min(kv_far->get_size(), size_padded);
 
-    LLAMA_LOG_INFO("%s: ga_n = %u, ga_w = %u, reach = %" PRId64 " tokens, far = %u cells, near = %u cells, %zu layers\n", __func__,
-            config.map.ga_n, config.map.ga_w, config.n_ctx_reach, kv_far->get_size(), size_near, layer_ids.size());
+    LLAMA_LOG_INFO("%s: ga_n = %u to %u, ga_w = %u, reach = %" PRId64 " tokens, far = %u cells, near = %u cells, %zu layers\n", __func__,
+            config.map.ga_n, config.ga_n_max, config.map.ga_w, config.n_ctx_reach, kv_far->get_size(), size_near, layer_ids.size());
 
     const auto filter = [&](int32_t il) { return is_extended(il); };
 
@@ -70,10 +72,6 @@ llama_kv_cache * llama_kv_cache_self_extend::get_far() const {
 
 llama_kv_cache * llama_kv_cache_self_extend::get_near() const {
     return kv_near.get();
-}
-
-const llama_self_extend_map & llama_kv_cache_self_extend::get_map() const {
-    return config.map;
 }
 
 bool llama_kv_cache_self_extend::is_extended(int32_t il) const {
@@ -133,6 +131,7 @@ llama_self_extend_info llama_kv_cache_self_extend::get_info() const {
 
     return {
         /*.ga_n             =*/ config.map.ga_n,
+        /*.ga_n_max         =*/ config.ga_n_max,
         /*.ga_w             =*/ config.map.ga_w,
         /*.n_ctx_train      =*/ config.n_ctx_train,
         /*.n_layer_fused    =*/ uint32_t(n_fused),
@@ -183,8 +182,12 @@ bool llama_kv_cache_self_extend::swa_has_all() const {
 }
 
 void llama_kv_cache_self_extend::clear(bool data) {
+    const auto used = get_used();
+
     mem    ->clear(data);
     kv_near->clear(data);
+
+    begin_anew(used);
 }
 
 bool llama_kv_cache_self_extend::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -203,24 +206,40 @@ bool llama_kv_cache_self_extend::seq_rm(llama_seq_id seq_id, llama_pos p0, llama
         need_check = true;
     }
 
+    const auto used = get_used();
+
     bool res = true;
 
     res = res & mem    ->seq_rm(seq_id, p0, p1);
     res = res & kv_near->seq_rm(seq_id, p0, p1);
 
+    begin_anew(used);
+
     return res;
 }
 
 void llama_kv_cache_self_extend::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    const uint32_t strm_src = kv_far->get_stream(seq_id_src);
+    const uint32_t strm_dst = kv_far->get_stream(seq_id_dst);
+
     mem    ->seq_cp(seq_id_src, seq_id_dst, p0, p1);
     kv_near->seq_cp(seq_id_src, seq_id_dst, p0, p1);
+
+    if (strm_src != strm_dst) {
+        ga_n_streams[strm_dst] = ga_n_streams[strm_src];
+        ga_n_cells  [strm_dst] = ga_n_cells  [strm_src];
+    }
 
     need_check = true;
 }
 
 void llama_kv_cache_self_extend::seq_keep(llama_seq_id seq_id) {
+    const auto used = get_used();
+
     mem    ->seq_keep(seq_id);
     kv_near->seq_keep(seq_id);
+
+    begin_anew(used);
 }
 
 void llama_kv_cache_self_extend::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
@@ -238,9 +257,12 @@ void llama_kv_cache_self_extend::seq_add(llama_seq_id seq_id, llama_pos p0, llam
         return; // nothing to do
     }
 
-    if (std::prev(it_last)->first + int64_t(shift) >= config.n_ctx_reach) {
+    auto         & ga_n = ga_n_streams[kv_far->get_stream(seq_id)];
+    const uint32_t need = raised(ga_n, std::prev(it_last)->first + int64_t(shift));
+
+    if (need == 0) {
         LLAMA_LOG_ERROR("%s: position %d + %d is beyond the reach of ga_n = %u, ga_w = %u: %" PRId64 " tokens, the shift is ignored\n",
-                __func__, std::prev(it_last)->first, shift, config.map.ga_n, config.map.ga_w, config.n_ctx_reach);
+                __func__, std::prev(it_last)->first, shift, config.ga_n_max, config.map.ga_w, config.n_ctx_reach);
         return;
     }
 
@@ -258,6 +280,9 @@ void llama_kv_cache_self_extend::seq_add(llama_seq_id seq_id, llama_pos p0, llam
     kv_near->seq_add(seq_id, p0, p1, shift);
 
     need_check = true;
+    need_turn  = need_turn || need != ga_n;
+
+    ga_n = need;
 }
 
 void llama_kv_cache_self_extend::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {

@@ -17,32 +17,43 @@
 //
 
 // The cache that llama.cpp made for the model, and beside it a second llama_kv_cache for the layers that are extended:
-//   - far  (llama.cpp's own) holds all keys of the context, rotated at their grouped positions
+//   - far  (llama.cpp's own) holds all keys of the context, rotated at their positions in the group size of the sequence
 //   - near (ours) holds the keys of the neighbour window, rotated at their own positions; it forgets what leaves the window
 // Both are written when a batch is evaluated. What near has forgotten and needs again is made from far.
 // With llama_kv_cache_iswa, far is its part for the layers without a window of their own; the others are left alone.
 
 class llama_kv_cache_self_extend : public llama_memory_i {
 public:
-    // Computes a graph that stores the keys and values of cells of the far part in cells of the near part, with the keys turned to
-    // their own positions. Handed in, since graphs are made of the cache and not the other way round.
-    // ubatch: positions of one sequence, not applied yet
-    // sinfo: their cells in the near part
-    // cells_far [n_tokens]: their cells in the far part
-    // returns false if the graph cannot be computed
-    using restore_cb = bool (*)(
-            const llama_kv_cache_self_extend & kv,
-                               llama_context * lctx,
-                          const llama_ubatch & ubatch,
-             const llama_kv_cache::slot_info & sinfo,
-                 const std::vector<uint32_t> & cells_far);
+    // Graphs that turn cached keys. Handed in, since graphs are made of the cache and not the other way round.
+    // Each returns false if it cannot be computed.
+    struct turn_graphs {
+        // Store the keys and values of cells of the far part in cells of the near part, with the keys turned to their own positions.
+        // ubatch: positions of one sequence, not applied yet
+        // sinfo: their cells in the near part
+        // cells_far [n_tokens]: their cells in the far part
+        bool (*restore)(
+                const llama_kv_cache_self_extend & kv,
+                                   llama_context * lctx,
+                              const llama_ubatch & ubatch,
+                 const llama_kv_cache::slot_info & sinfo,
+                     const std::vector<uint32_t> & cells_far);
+
+        // Turn keys of the far part further.
+        // rows [n]: their cells, those of all streams counted one after the other
+        // deltas [n]: by how many positions
+        bool (*turn)(
+                const llama_kv_cache_self_extend & kv,
+                                   llama_context * lctx,
+                      const std::vector<int32_t> & rows,
+                      const std::vector<int32_t> & deltas);
+    };
 
     // mem: a llama_kv_cache or a llama_kv_cache_iswa
     llama_kv_cache_self_extend(
                           const llama_model & model,
                         const llama_cparams & cparams,
              const llama_self_extend_config & config,
-                                 restore_cb   compute_restore,
+                        const turn_graphs & graphs,
                            llama_memory_ptr   mem);
 
     ~llama_kv_cache_self_extend() = default;
@@ -94,9 +105,33 @@ public:
     llama_kv_cache * get_far () const;
     llama_kv_cache * get_near() const;
 
-    const llama_self_extend_map & get_map() const;
-
     llama_self_extend_info get_info() const;
+
+    uint32_t get_ga_w() const;
+
+    bool has_seq(llama_seq_id seq_id) const;
+
+    // in force for the next tokens of a sequence
+    llama_self_extend_map get_map(llama_seq_id seq_id) const;
+
+    // Throws a sentence, and changes nothing, if it cannot be done. Keys are turned with the next update.
+    void set_group(llama_seq_id seq_id, uint32_t ga_n);
+
+    // that in which the far key of a cell is rotated: not yet the same after a change
+    llama_self_extend_map get_map_cell(uint32_t strm, uint32_t i) const;
+
+    // is the key of a cell lost?
+    bool is_lost(uint32_t strm, uint32_t i) const;
+
+    // How often a batch was interrupted to turn keys: a graph of before is no longer allocated.
+    uint32_t get_n_raised() const;
+
+    // Raise the groups of the streams that do not reach a ubatch, and turn their far keys.
+    // returns false if that fails
+    bool apply_raise(const llama_ubatch & ubatch);
+
+    // A ubatch has got its cells.
+    void apply_groups(const llama_ubatch & ubatch);
 
     // is the layer one of those whose attention is extended?
     bool is_extended(int32_t il) const;
@@ -112,6 +147,10 @@ public:
     // returns an empty slot_info if there are not enough
     llama_kv_cache::slot_info find_near(const llama_ubatch & ubatch);
 
+    // Turn the far keys that are not in the group of their stream.
+    // returns false if that fails; batches of sequences whose keys were lost are refused
+    bool turn_far(llama_context * lctx);
+
     // Make the keys and values that the windows lack from the far part.
     // returns false if that fails; batches are refused as long as a window lacks some
     bool restore_near(llama_context * lctx);
@@ -121,7 +160,7 @@ private:
 
     const llama_self_extend_config config;
 
-    const restore_cb compute_restore;
+    const turn_graphs graphs;
 
     const llama_memory_ptr mem;
 
@@ -140,10 +179,44 @@ private:
 
     std::vector<std::optional<llama_self_extend_rope>> ropes; // [n_layer]
 
+    // group sizes: of each stream, [n_stream], and that in which each far key is rotated, [n_stream][n_cells]
+    std::vector<uint32_t>              ga_n_streams;
+    std::vector<std::vector<uint32_t>> ga_n_cells;
+
+    static constexpr uint32_t GA_N_LOST = 0; // of a key that was being turned when that failed
+
+    uint32_t n_raised = 0;
+
+    llama_context * owner = nullptr; // whose memory this is, from the first update on
+
     // has something happened since the last batch after which the near part may lack keys of a window?
     bool need_check = false;
 
+    // and after which far keys may not be in the group of their stream?
+    bool need_turn = false;
+
     llama_seq_id n_seq() const;
+
+    llama_pos stream_pos_max(uint32_t strm) const;
+
+    // Which streams of the far part hold anything? Those that no longer do begin anew.
+    std::vector<bool> get_used() const;
+    void begin_anew(const std::vector<bool> & was_used);
+
+    // the group size in which a sequence of ga_n has pos, 0 if there is none
+    uint32_t raised(uint32_t ga_n, int64_t pos) const;
+
+    // Raise the groups of streams to what the first tokens of a ubatch need. Returns how many of its tokens they reach.
+    uint32_t raise(std::vector<uint32_t> & streams, const llama_ubatch & ubatch) const;
+
+    // The far keys of a sequence are rotated in a group size.
+    void set_group_of_cells(llama_seq_id seq_id, uint32_t ga_n);
+
+    // Split a batch as llama.cpp's caches do, and where a group is raised. Empty if it cannot be split this way.
+    std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch, bool simple) const;
+
+    // are keys of a sequence lost?
+    bool has_lost(llama_seq_id seq_id) const;
 
     // do all layers have keys that can be turned?
     bool can_turn() const;
@@ -172,6 +245,14 @@ private:
 
     // the header of a state of a sequence, -1 for all, without its sizes
     llama_self_extend_state get_state(llama_seq_id seq_id) const;
+
+    // the group sizes that belong to it: of the sequence, or of each stream
+    std::vector<uint32_t> get_groups(llama_seq_id seq_id) const;
+    void check_groups(const llama_self_extend_state & state, const std::vector<uint32_t> & groups, llama_seq_id seq_id) const;
+    void set_groups  (const std::vector<uint32_t> & groups, llama_seq_id seq_id);
+
+    // does the far part hold anything of another sequence in the same stream?
+    bool has_others(llama_seq_id seq_id) const;
 
     // the checks of a batch before anything is stored
     bool check_batch(const llama_batch & batch) const;

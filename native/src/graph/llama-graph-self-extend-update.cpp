@@ -73,6 +73,31 @@ static ggml_tensor * build_turned(
 }
 
 //
+// graphs beside llama.cpp's own
+//
+
+static llm_graph_result * begin_graph(llama_context & lctx) {
+    lctx.synchronize(); // the inputs may lie where a graph that is still running has its own
+
+    ggml_backend_sched_reset(lctx.get_sched());
+
+    auto * res = lctx.get_gf_res_reserve();
+    res->reset();
+
+    return res;
+}
+
+static bool compute_graph(llama_context & lctx, llm_graph_result & res) {
+    if (!ggml_backend_sched_alloc_graph(lctx.get_sched(), res.get_gf())) {
+        return false;
+    }
+
+    res.set_inputs(nullptr);
+
+    return lctx.graph_compute(res.get_gf(), false) == GGML_STATUS_SUCCESS;
+}
+
+//
 // shift
 //
 
@@ -134,8 +159,7 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
         return nullptr;
     }
 
-    const auto & map    = kv_se->get_map();
-    const bool   is_far = &kv == kv_se->get_far();
+    const bool is_far = &kv == kv_se->get_far();
 
     std::vector<int32_t> deltas;
     std::vector<int32_t> rows;
@@ -147,7 +171,12 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
             const llama_pos shift = cells.is_empty(i) ? 0 : cells.get_shift(i);
             const llama_pos pos   = cells.is_empty(i) ? 0 : cells.pos_get(i);
 
-            // a far key stays in the group of its position
+            if (shift == 0 || (is_far && kv_se->is_lost(s, i))) {
+                continue;
+            }
+
+            // a far key goes to the group of its new position
+            const auto    map   = kv_se->get_map_cell(s, i);
             const int64_t delta = is_far ? map.pos_k(pos) - map.pos_k(pos - shift) : shift;
 
             if (delta != 0) {
@@ -178,6 +207,22 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
     }
 
     return gf;
+}
+
+//
+// turn
+//
+
+bool llama_self_extend_turn_far(
+        const llama_kv_cache_self_extend & kv,
+                           llama_context * lctx,
+              const std::vector<int32_t> & rows,
+              const std::vector<int32_t> & deltas) {
+    auto * res = begin_graph(*lctx);
+
+    build_shift(*res, kv, *kv.get_far(), llama_get_model(lctx)->hparams, deltas, rows);
+
+    return compute_graph(*lctx, *res);
 }
 
 //
@@ -241,7 +286,6 @@ bool llama_self_extend_restore_near(
                       const llama_ubatch & ubatch,
          const llama_kv_cache::slot_info & sinfo,
              const std::vector<uint32_t> & cells_far) {
-    const auto & map     = kv.get_map();
     const auto & hparams = llama_get_model(lctx)->hparams;
 
     const llama_kv_cache & far  = *kv.get_far();
@@ -253,17 +297,10 @@ bool llama_self_extend_restore_near(
 
     std::vector<int32_t> deltas;
     for (int64_t i = 0; i < n; ++i) {
-        deltas.push_back(ubatch.pos[i] - map.pos_k(ubatch.pos[i]));
+        deltas.push_back(ubatch.pos[i] - kv.get_map_cell(strm, cells_far[i]).pos_k(ubatch.pos[i]));
     }
 
-    lctx->synchronize(); // the inputs may lie where a graph that is still running has its own
-
-    auto * sched = lctx->get_sched();
-    auto * res   = lctx->get_gf_res_reserve();
-
-    ggml_backend_sched_reset(sched);
-    res->reset();
-
+    auto * res = begin_graph(*lctx);
     auto * ctx = res->get_ctx();
     auto * gf  = res->get_gf();
 
@@ -299,11 +336,5 @@ bool llama_self_extend_restore_near(
 
     res->add_input(std::move(inp));
 
-    if (!ggml_backend_sched_alloc_graph(sched, gf)) {
-        return false;
-    }
-
-    res->set_inputs(nullptr);
-
-    return lctx->graph_compute(gf, false) == GGML_STATUS_SUCCESS;
+    return compute_graph(*lctx, *res);
 }

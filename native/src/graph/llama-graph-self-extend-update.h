@@ -18,7 +18,13 @@ class llm_graph_result;
 // The graph that carries out pending shifts of one part of our cache, nullptr if kv is none of ours.
 ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm_graph_result * res, llama_context * lctx);
 
-// What the cache restores the near part with: see llama_kv_cache_self_extend::restore_cb
+// What the cache turns its keys with: see llama_kv_cache_self_extend::turn_graphs
+bool llama_self_extend_turn_far(
+        const llama_kv_cache_self_extend & kv,
+                           llama_context * lctx,
+              const std::vector<int32_t> & rows,
+              const std::vector<int32_t> & deltas);
+
 bool llama_self_extend_restore_near(
         const llama_kv_cache_self_extend & kv,
                            llama_context * lctx,

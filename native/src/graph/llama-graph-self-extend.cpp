@@ -64,7 +64,7 @@ void llm_graph_input_self_extend::build_frames(
         mctx->get_kv()->set_rope(il, k_cur);
     }
 
-    stores = mctx->get_kv()->get_way(il) == LLAMA_SELF_EXTEND_WAY_CPU && mctx->get_kv()->get_map().ga_w > 0 &&
+    stores = mctx->get_kv()->get_way(il) == LLAMA_SELF_EXTEND_WAY_CPU && mctx->get_kv()->get_ga_w() > 0 &&
         llama_self_extend_attn_can_store(q_cur, mctx->get_near()->get_k(ctx0, il));
 
     const auto hadamard = [&](ggml_tensor * cur) { return k_rot ? llama_mul_mat_hadamard(ctx0, cur, k_rot) : cur; };
@@ -289,7 +289,7 @@ static int64_t n_frames_of(const llm_graph_context & gctx) {
 
 llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context & gctx, const llama_self_extend_mctx * mctx) :
     hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx), n_frames(n_frames_of(gctx)),
-    n_far(mctx->get_far()->get_n_kv()), n_near(mctx->get_near()->get_n_kv()) {
+    n_raised(mctx->get_kv()->get_n_raised()), n_far(mctx->get_far()->get_n_kv()), n_near(mctx->get_near()->get_n_kv()) {
     auto * ctx0 = gctx.ctx0;
 
     const auto & ubatch   = gctx.ubatch;
@@ -368,8 +368,7 @@ static void get_cell_pos(std::vector<llama_pos> & dst, const llama_kv_cache & kv
 }
 
 void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
-    const auto * kv  = mctx->get_kv();
-    const auto & map = kv->get_map();
+    const auto * kv = mctx->get_kv();
 
     // left unallocated when the kernel stores the new cells
     if (k_idxs->buffer) {
@@ -394,6 +393,7 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
     for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
         const llama_pos    pos    = ubatch->pos[i];
         const llama_seq_id seq_id = ubatch->seq_id[i][0];
+        const auto         map    = kv->get_map(seq_id);
 
         if (n_frames > 1) {
             frames_q.push_back(pos);
@@ -439,6 +439,7 @@ bool llm_graph_input_self_extend::can_reuse(const llm_graph_params & params) {
 
     bool res = true;
 
+    res &= n_raised == mctx->get_kv()->get_n_raised();
     res &= k_idxs->ne[0] == n_tokens;
     res &= n_far  == mctx->get_far ()->get_n_kv();
     res &= n_near == mctx->get_near()->get_n_kv();

@@ -63,6 +63,8 @@ private:
     ggml_tensor * mask   = nullptr; // F16 [n_far + n_near, n_batch/n_stream, 1, n_stream]
     ggml_tensor * bounds = nullptr; // I32, the ranges for devices; left unallocated where no layer is fused on one
 
+    const uint32_t n_raised; // of the cache, when the graph was built
+
     const uint32_t n_far; // cells of each part
     const uint32_t n_near;
 

@@ -44,6 +44,10 @@ void llama_self_extend_refuse(const char * fmt, ...) {
     throw std::runtime_error(self_extend_error);
 }
 
+void llama_self_extend_accept() {
+    self_extend_error.clear();
+}
+
 //
 // the context that is being created
 //
@@ -55,7 +59,7 @@ static bool resolve(
         const llama_context_params     & params,
         llama_self_extend_config       & config) {
     const uint32_t n_ctx_train = model.hparams.n_ctx_train;
-    const uint32_t ga_n        = next.ga_n;
+    const uint32_t ga_n_max    = std::max(next.ga_n, next.ga_n_max);
     const uint32_t ga_w        = next.ga_w == LLAMA_SELF_EXTEND_GA_W_DEFAULT ? n_ctx_train/8 : next.ga_w;
 
     if (ga_w >= n_ctx_train) {
@@ -64,12 +68,12 @@ static bool resolve(
     }
 
     config = {
-        /*.map         =*/ { ga_n, ga_w },
+        /*.map         =*/ { next.ga_n, ga_w },
+        /*.ga_n_max    =*/ ga_n_max,
         /*.attn        =*/ next.attn,
         /*.n_ctx_train =*/ n_ctx_train,
-        /*.n_ctx_reach =*/ 0,
+        /*.n_ctx_reach =*/ llama_self_extend_map { ga_n_max, ga_w }.n_ctx_reach(n_ctx_train),
     };
-    config.n_ctx_reach = config.map.n_ctx_reach(n_ctx_train);
 
     // sequences that share one buffer may each be shorter than it; their positions are checked as they come
     const uint32_t n_seq_max = std::max(1u, params.n_seq_max);
@@ -80,7 +84,7 @@ static bool resolve(
         const uint32_t ga_n_min = llama_self_extend_map_ga_n_min(n_ctx_train, ga_w, n_ctx_seq);
 
         set_error("n_ctx is %u, but ga_n = %u and ga_w = %u reach %" PRId64 " tokens on this model, which was trained on %u; "
-                "the smallest ga_n that fits is %u", n_ctx_seq, ga_n, ga_w, config.n_ctx_reach, n_ctx_train, ga_n_min);
+                "the smallest ga_n that fits is %u", n_ctx_seq, ga_n_max, ga_w, config.n_ctx_reach, n_ctx_train, ga_n_min);
         return false;
     }
 
@@ -93,7 +97,7 @@ llama_self_extend_scope::llama_self_extend_scope(const llama_model * model, cons
     self_extend_next.reset();
     self_extend_error.clear();
 
-    if (!next || next->ga_n == 1 || !model) {
+    if (!next || std::max(next->ga_n, next->ga_n_max) == 1 || !model) {
         return;
     }
 
@@ -120,9 +124,10 @@ const llama_self_extend_config * llama_self_extend_get_active() {
 
 llama_self_extend_params llama_self_extend_default_params(void) {
     return {
-        /*.ga_n =*/ 1,
-        /*.ga_w =*/ LLAMA_SELF_EXTEND_GA_W_DEFAULT,
-        /*.attn =*/ LLAMA_SELF_EXTEND_ATTN_AUTO,
+        /*.ga_n     =*/ 1,
+        /*.ga_n_max =*/ 0,
+        /*.ga_w     =*/ LLAMA_SELF_EXTEND_GA_W_DEFAULT,
+        /*.attn     =*/ LLAMA_SELF_EXTEND_ATTN_AUTO,
     };
 }
 
@@ -131,12 +136,16 @@ bool llama_self_extend_set_next(llama_self_extend_params params) {
         set_error("ga_n is %u, it must be at least 1", params.ga_n);
         return false;
     }
+    if (params.ga_n_max != 0 && params.ga_n_max < params.ga_n) {
+        set_error("ga_n_max is %u, it must be 0 or at least ga_n, %u", params.ga_n_max, params.ga_n);
+        return false;
+    }
     if (params.attn < LLAMA_SELF_EXTEND_ATTN_AUTO || params.attn > LLAMA_SELF_EXTEND_ATTN_COMPOSED) {
         set_error("attn is %d, it must be one of the values of llama_self_extend_attn", (int) params.attn);
         return false;
     }
 
-    self_extend_error.clear();
+    llama_self_extend_accept();
     self_extend_next = params;
 
     return true;

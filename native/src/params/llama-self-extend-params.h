@@ -15,10 +15,11 @@ struct llama_model;
 
 // the parameters of a context, checked against its model
 struct llama_self_extend_config {
-    llama_self_extend_map  map;
+    llama_self_extend_map  map; // that a sequence begins with
+    uint32_t               ga_n_max;
     llama_self_extend_attn attn;
     uint32_t               n_ctx_train;
-    int64_t                n_ctx_reach;
+    int64_t                n_ctx_reach; // with ga_n_max
 };
 
 // Takes the calling thread's pending parameters for as long as llama_init_from_model() runs.
@@ -39,3 +40,6 @@ const llama_self_extend_config * llama_self_extend_get_active();
 [[noreturn]]
 LLAMA_ATTRIBUTE_FORMAT(1, 2)
 void llama_self_extend_refuse(const char * fmt, ...);
+
+// Forget the reason of an earlier failure.
+void llama_self_extend_accept();

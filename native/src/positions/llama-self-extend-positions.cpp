@@ -15,6 +15,24 @@ int64_t llama_self_extend_map::n_ctx_reach(uint32_t n_ctx_train) const {
     return (int64_t(n_ctx_train) - ga_w + ga_w/ga_n)*ga_n;
 }
 
+uint32_t llama_self_extend_map_raised(const llama_self_extend_map & map, uint32_t n_ctx_train, uint32_t ga_n_max, int64_t n_tokens) {
+    uint64_t ga_n = map.ga_n;
+
+    while (llama_self_extend_map { uint32_t(ga_n), map.ga_w }.n_ctx_reach(n_ctx_train) < n_tokens) {
+        if (ga_n >= ga_n_max) {
+            return 0;
+        }
+
+        uint64_t above = 1;
+        while (above <= ga_n) {
+            above *= 2;
+        }
+        ga_n = std::min<uint64_t>(above, ga_n_max);
+    }
+
+    return ga_n;
+}
+
 uint32_t llama_self_extend_map_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens) {
     if (ga_w >= n_ctx_train) {
         return 0;

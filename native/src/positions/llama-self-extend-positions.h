@@ -36,5 +36,9 @@ struct llama_self_extend_map {
     int64_t n_ctx_reach(uint32_t n_ctx_train) const;
 };
 
+// The group size of a sequence that has map.ga_n and grows to n_tokens: the same while that reaches, else the smallest power of two
+// above it that does, and no more than ga_n_max. 0 if ga_n_max does not reach
+uint32_t llama_self_extend_map_raised(const llama_self_extend_map & map, uint32_t n_ctx_train, uint32_t ga_n_max, int64_t n_tokens);
+
 // the smallest group size whose reach is at least n_tokens, 0 if there is none, as when ga_w >= n_ctx_train
 uint32_t llama_self_extend_map_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens);

@@ -71,9 +71,10 @@ uint64_t llama_self_extend_hash::value() const {
     return res;
 }
 
-uint64_t llama_self_extend_state::compute_hash() const {
+uint64_t llama_self_extend_state::compute_hash(const std::vector<uint32_t> & groups) const {
     llama_self_extend_hash res;
     res.update(this, offsetof(llama_self_extend_state, hash));
+    res.update(groups.data(), groups.size()*sizeof(groups[0]));
     return res.value();
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 //
 // saved states: what tells one from another, and whether it is whole
@@ -32,16 +33,16 @@ private:
     void mix(const uint8_t * data);
 };
 
-// The header of a state. Parts: far, the layers with a window of their own, near.
+// The header of a state, which group sizes follow. Parts: far, the layers with a window of their own, near.
 struct llama_self_extend_state {
     static constexpr uint32_t MAGIC   = 0x45584553; // "SEXE"
-    static constexpr uint32_t VERSION = 2;
+    static constexpr uint32_t VERSION = 3;
     static constexpr int      N_PARTS = 3;
 
     uint32_t magic   = MAGIC;
     uint32_t version = VERSION;
 
-    uint32_t ga_n;
+    uint32_t ga_n; // that the context began with
     uint32_t ga_w;
 
     uint64_t model; // fingerprint of the model and of its RoPE
@@ -56,12 +57,12 @@ struct llama_self_extend_state {
     uint32_t n_cells [N_PARTS];      // of the stream with the most
     uint32_t has_part[N_PARTS] = {}; // 0 or 1
 
-    uint32_t unused = 0;
+    uint32_t n_groups = 0;
 
     uint64_t n_bytes[N_PARTS] = {}; // 0: not in the stream, or kept on the device
-    uint64_t hash             = 0;  // of all before this
+    uint64_t hash             = 0;  // of all before this, and of the group sizes
 
-    uint64_t compute_hash() const;
+    uint64_t compute_hash(const std::vector<uint32_t> & groups) const;
 };
 
 // Fingerprint of a model: its metadata, the names, types and shapes of its tensors, and samples of those that no backend packs

@@ -1,0 +1,225 @@
+#include "cache/llama-kv-cache-self-extend.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <utility>
+
+//
+// the group size of a sequence: set, raised where it no longer reaches, and the far keys turned to it
+//
+
+bool llama_kv_cache_self_extend::has_seq(llama_seq_id seq_id) const {
+    return seq_id >= 0 && uint32_t(seq_id) < kv_far->get_n_seq_max();
+}
+
+uint32_t llama_kv_cache_self_extend::get_ga_w() const {
+    return config.map.ga_w;
+}
+
+llama_self_extend_map llama_kv_cache_self_extend::get_map(llama_seq_id seq_id) const {
+    return { ga_n_streams[kv_far->get_stream(seq_id)], config.map.ga_w };
+}
+
+llama_self_extend_map llama_kv_cache_self_extend::get_map_cell(uint32_t strm, uint32_t i) const {
+    return { ga_n_cells[strm][i], config.map.ga_w };
+}
+
+bool llama_kv_cache_self_extend::is_lost(uint32_t strm, uint32_t i) const {
+    return ga_n_cells[strm][i] == GA_N_LOST;
+}
+
+bool llama_kv_cache_self_extend::has_lost(llama_seq_id seq_id) const {
+    const uint32_t strm = kv_far->get_stream(seq_id);
+    const auto   & keys = kv_far->get_cells(seq_id).seq_pos_get(seq_id);
+
+    return std::any_of(keys.begin(), keys.end(), [&](const far_key & key) { return is_lost(strm, key.second); });
+}
+
+//
+// which group
+//
+
+void llama_kv_cache_self_extend::set_group(llama_seq_id seq_id, uint32_t ga_n) {
+    if (!has_seq(seq_id)) {
+        llama_self_extend_refuse("there is no sequence %d, n_seq_max is %u", seq_id, kv_far->get_n_seq_max());
+    }
+    if (ga_n < 1) {
+        llama_self_extend_refuse("ga_n is %u, it must be at least 1", ga_n);
+    }
+
+    const uint32_t strm = kv_far->get_stream(seq_id);
+
+    const int64_t n_tokens = int64_t(stream_pos_max(strm)) + 1;
+    const int64_t n_reach  = llama_self_extend_map { ga_n, config.map.ga_w }.n_ctx_reach(config.n_ctx_train);
+
+    if (n_tokens > n_reach) {
+        llama_self_extend_refuse("ga_n = %u and ga_w = %u reach %" PRId64 " tokens, sequence %d has %" PRId64,
+                ga_n, config.map.ga_w, n_reach, seq_id, n_tokens);
+    }
+    if (n_tokens > 0 && ga_n != ga_n_streams[strm] && !can_turn()) {
+        llama_self_extend_refuse("the keys of this model cannot be turned to another group");
+    }
+
+    need_turn = need_turn || ga_n != ga_n_streams[strm];
+
+    ga_n_streams[strm] = ga_n;
+}
+
+llama_pos llama_kv_cache_self_extend::stream_pos_max(uint32_t strm) const {
+    llama_pos res = -1;
+
+    for (llama_seq_id s = 0; s < n_seq(); ++s) {
+        res = kv_far->get_stream(s) == strm ? std::max(res, kv_far->seq_pos_max(s)) : res;
+    }
+
+    return res;
+}
+
+std::vector<bool> llama_kv_cache_self_extend::get_used() const {
+    std::vector<bool> res;
+
+    for (uint32_t strm = 0; strm < kv_far->get_n_stream(); ++strm) {
+        res.push_back(kv_far->get_cells(strm).get_used() > 0);
+    }
+
+    return res;
+}
+
+void llama_kv_cache_self_extend::begin_anew(const std::vector<bool> & was_used) {
+    const auto is_used = get_used();
+
+    for (size_t strm = 0; strm < is_used.size(); ++strm) {
+        if (was_used[strm] && !is_used[strm]) {
+            ga_n_streams[strm] = config.map.ga_n;
+        }
+    }
+}
+
+uint32_t llama_kv_cache_self_extend::raised(uint32_t ga_n, int64_t pos) const {
+    return llama_self_extend_map_raised({ ga_n, config.map.ga_w }, config.n_ctx_train, std::max(ga_n, config.ga_n_max), pos + 1);
+}
+
+uint32_t llama_kv_cache_self_extend::raise(std::vector<uint32_t> & streams, const llama_ubatch & ubatch) const {
+    // as they came, or as many tokens of each sequence
+    const uint32_t n_seqs = ubatch.equal_seqs() ? ubatch.n_seqs : 1;
+    const uint32_t n_each = ubatch.n_tokens/n_seqs;
+
+    for (uint32_t j = 0; j < n_each; ++j) {
+        for (uint32_t s = 0; s < n_seqs; ++s) {
+            const uint32_t i    = s*n_each + j;
+            uint32_t     & ga_n = streams[kv_far->get_stream(ubatch.seq_id[i][0])];
+            const uint32_t need = raised(ga_n, ubatch.pos[i]);
+
+            if (need != ga_n && j > 0) {
+                return j*n_seqs;
+            }
+            ga_n = need;
+        }
+    }
+
+    return ubatch.n_tokens;
+}
+
+//
+// what is cached
+//
+
+void llama_kv_cache_self_extend::set_group_of_cells(llama_seq_id seq_id, uint32_t ga_n) {
+    auto & cells = ga_n_cells[kv_far->get_stream(seq_id)];
+
+    for (const auto & [_, i] : kv_far->get_cells(seq_id).seq_pos_get(seq_id)) {
+        cells[i] = ga_n;
+    }
+}
+
+uint32_t llama_kv_cache_self_extend::get_n_raised() const {
+    return n_raised;
+}
+
+bool llama_kv_cache_self_extend::apply_raise(const llama_ubatch & ubatch) {
+    const auto before = ga_n_streams;
+
+    raise(ga_n_streams, ubatch);
+
+    if (ga_n_streams == before) {
+        return true;
+    }
+
+    need_turn = true;
+    n_raised++;
+
+    return turn_far(owner);
+}
+
+void llama_kv_cache_self_extend::apply_groups(const llama_ubatch & ubatch) {
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        const llama_seq_id s    = ubatch.seq_id[i][0];
+        const uint32_t     strm = kv_far->get_stream(s);
+        const auto       & keys = kv_far->get_cells(s).seq_pos_get(s);
+
+        for (auto it = keys.lower_bound({ ubatch.pos[i], 0 }); it != keys.end() && it->first == ubatch.pos[i]; ++it) {
+            ga_n_cells[strm][it->second] = ga_n_streams[strm];
+        }
+    }
+}
+
+bool llama_kv_cache_self_extend::turn_far(llama_context * lctx) {
+    struct cell {
+        uint32_t strm;
+        uint32_t i;
+    };
+
+    std::vector<cell>    cells;
+    std::vector<int32_t> rows;
+    std::vector<int32_t> deltas;
+
+    for (uint32_t strm = 0; strm < kv_far->get_n_stream(); ++strm) {
+        const auto   & cells_far = kv_far->get_cells(strm);
+        const uint32_t ga_n      = ga_n_streams[strm];
+
+        for (uint32_t i = 0; i < cells_far.size(); ++i) {
+            if (cells_far.is_empty(i) || ga_n_cells[strm][i] == ga_n || is_lost(strm, i)) {
+                continue;
+            }
+
+            const llama_pos pos   = cells_far.pos_get(i);
+            const int64_t   delta = llama_self_extend_map { ga_n, 0 }.pos_k(pos) - get_map_cell(strm, i).pos_k(pos);
+
+            if (delta == 0) {
+                ga_n_cells[strm][i] = ga_n;
+                continue;
+            }
+
+            cells .push_back({ strm, i });
+            rows  .push_back(strm*cells_far.size() + i);
+            deltas.push_back(delta);
+        }
+    }
+
+    const size_t n_max = llama_n_ubatch(lctx);
+
+    bool res = true;
+
+    for (size_t i0 = 0; i0 < cells.size() && res; i0 += n_max) {
+        const size_t i1 = std::min(cells.size(), i0 + n_max);
+
+        res = graphs.turn(*this, lctx, { rows.begin() + i0, rows.begin() + i1 }, { deltas.begin() + i0, deltas.begin() + i1 });
+
+        for (size_t i = i0; i < i1; ++i) {
+            ga_n_cells[cells[i].strm][cells[i].i] = res ? ga_n_streams[cells[i].strm] : GA_N_LOST;
+        }
+    }
+
+    need_turn  = !res;
+    need_check = need_check || !res;
+
+    if (!res) {
+        LLAMA_LOG_ERROR("%s: failed to turn cached keys to another group\n", __func__);
+    }
+
+    return res;
+}
