@@ -9,7 +9,7 @@ from . import _interrupt as _interrupt  # isort: skip  # before all else: it is 
 from typing import TYPE_CHECKING, Any
 
 from . import _native
-from .config import SelfExtendConfig, SelfExtendInfo
+from .config import SelfExtendConfig
 from .errors import (
     BenchError,
     ContextFullError,
@@ -29,6 +29,7 @@ from .errors import (
     UsageError,
     WrongTypeError,
 )
+from .info import SelfExtendInfo
 
 if TYPE_CHECKING:
     from .llama import Llama as Llama

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .config import SelfExtendInfo
 from .errors import NativeLibraryError
+from .info import SelfExtendInfo
 from .placement import Attention, DeviceMemory, group
 
 __all__ = ["ATTN", "Info", "Layer", "Library", "Memory", "Params", "claim", "given_lib_path", "lib_dir", "load"]
@@ -102,9 +102,7 @@ class Library:
         self._last_error = _function(cdll, "last_error", ctypes.c_char_p)
         self._get_info = _function(cdll, "get_info", ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(Info))
         self._get_group = _function(cdll, "get_group", ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int32)
-        self._set_group = _function(
-            cdll, "set_group", ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32
-        )
+        self._set_group = _function(cdll, "set_group", ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32)
         self._get_layer = _function(
             cdll, "get_layer", ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(Layer)
         )
@@ -164,7 +162,8 @@ class Library:
         if not self._get_info(ctx, ctypes.byref(info)):
             return None
         return SelfExtendInfo(
-            ga_n=info.ga_n,
+            ga_n=self.get_group(ctx),
+            ga_n_max=info.ga_n_max,
             ga_w=info.ga_w,
             n_ctx_train=info.n_ctx_train,
             n_ctx_reach=info.n_ctx_reach,

@@ -1,41 +1,29 @@
-"""What to choose for a text of a given length, and what it takes, before anything is loaded. Imports nothing native.
-
-The authors' rule (README of LongLM, https://github.com/datamllab/LongLM): ``(1/2 .. 2/3) * L > W + (N - W) / G``, where
-``L`` is ``n_ctx_train``, ``W`` ``ga_w``, ``G`` ``ga_n`` and ``N`` the length in tokens. The right side is close to the
-largest relative position that the model sees, and positions near ``L`` are under-trained.
-"""
+"""What to choose for a text of a given length, and what it takes, before anything is loaded. Imports nothing native."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
 from . import positions
 from .cache_size import CACHE_TYPES, CacheSize, cache_size, cache_type, n_ctx_padded
 from .compute_size import COMPOSED, FUSED, PLAIN, compute_size
 from .config import SETTING_MAX, SelfExtendConfig, integer
 from .errors import SettingError
+from .groups import RULE, choose_ga_n, default_ga_w, ga_n_by_rule, rule_share
 from .memory import FreeMemory, free_memory
 from .model_info import ModelInfo, model_info
 
 __all__ = [
     "CACHE_TYPES",
-    "RULE",
     "Memory",
     "Offload",
     "Pair",
     "Plan",
     "Way",
-    "choose_ga_n",
-    "ga_n_by_rule",
     "make_plan",
-    "rule_share",
 ]
-
-#: The ends of the authors' rule: shares of the trained context, the cautious one first.
-RULE = (Fraction(1, 2), Fraction(2, 3))
 
 #: Windows that are looked at: the trained context divided by these.
 WINDOWS = (16, 8, 4, 2)
@@ -162,29 +150,6 @@ class Plan:
     """This machine's free memory."""
 
 
-def rule_share(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Fraction:
-    """``(W + (N - W) / G) / L``: a pair keeps the authors' rule where that is below a share from ``RULE``."""
-    return (ga_w + Fraction(n_tokens - ga_w, ga_n)) / n_ctx_train
-
-
-def ga_n_by_rule(n_ctx_train: int, ga_w: int, n_tokens: int, share: Fraction) -> int:
-    """The smallest group size that keeps the authors' rule with this share; 0 if the window alone takes as much."""
-    room = share * n_ctx_train - ga_w
-    if room <= 0:
-        return 0
-    return max(1, (n_tokens - ga_w) // room + 1)  # above the quotient
-
-
-def choose_ga_n(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
-    """The smallest group size, from 2, that keeps relative positions within two thirds of the trained context.
-
-    That is the upper end of the authors' rule. Where the window alone takes that much, the smallest group size that
-    reaches ``n_tokens``.
-    """
-    ga_n = ga_n_by_rule(n_ctx_train, ga_w, n_tokens, RULE[1]) or positions.ga_n_min(n_ctx_train, ga_w, n_tokens)
-    return max(2, ga_n)
-
-
 def make_plan(
     path: str | os.PathLike[str],
     n_tokens: int | None = None,
@@ -230,7 +195,7 @@ def make_plan(
     if config.ga_w is not None and config.ga_w >= n_ctx_train:
         raise SettingError(f"ga_w is {config.ga_w}; it must be below the trained context of {n_ctx_train} tokens")
 
-    window = n_ctx_train // 8 if config.ga_w is None else config.ga_w
+    window = default_ga_w(n_ctx_train) if config.ga_w is None else config.ga_w
     recommended: Pair | None = None
     asked: Pair | None = None
     pairs: tuple[Pair, ...] = ()

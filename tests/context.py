@@ -89,7 +89,8 @@ def _drop(level: int, text: bytes, data: int) -> None: ...
 class Context:
     """A context of a model; tokens are (token, position, sequence).
 
-    ga_n = 1 is a plain one, unless ga_n_max is more. attn: 0 auto, 1 fused, 2 composed. Further parameters are those of llama_context_params.
+    ga_n = 1 is a plain one, unless ga_n_max is more. attn: 0 auto, 1 fused, 2 composed. Further parameters are those of
+    llama_context_params.
     """
 
     def __init__(

@@ -39,6 +39,7 @@ class Job:
     """How to evaluate the tokens. Sizes of 0 stand for the number of tokens."""
 
     ga_n: int = 1
+    ga_n_max: int = 0
     ga_w: int = 0
     attn: str = "auto"  # how SelfExtend computes the attention
     flash: str = "auto"
@@ -52,6 +53,10 @@ class Job:
     threads: int = 2
     trace: bool = False  # report where the nodes of our attention and of the cache were computed
 
+    @property
+    def is_extended(self) -> bool:
+        return max(self.ga_n, self.ga_n_max) > 1
+
 
 class Result(NamedTuple):
     logits: NDArray[np.float32]  # [n_tokens, n_vocab]
@@ -61,7 +66,12 @@ class Result(NamedTuple):
 class Params(ctypes.Structure):
     """struct llama_self_extend_params"""
 
-    _fields_ = [("ga_n", ctypes.c_uint32), ("ga_w", ctypes.c_uint32), ("attn", ctypes.c_int)]
+    _fields_ = [
+        ("ga_n", ctypes.c_uint32),
+        ("ga_n_max", ctypes.c_uint32),
+        ("ga_w", ctypes.c_uint32),
+        ("attn", ctypes.c_int),
+    ]
 
 
 class Info(ctypes.Structure):
@@ -69,6 +79,7 @@ class Info(ctypes.Structure):
 
     _fields_ = [
         ("ga_n", ctypes.c_uint32),
+        ("ga_n_max", ctypes.c_uint32),
         ("ga_w", ctypes.c_uint32),
         ("n_ctx_train", ctypes.c_uint32),
         ("n_layer_fused", ctypes.c_uint32),
@@ -193,7 +204,7 @@ class Runner:
             logits[begin:end] = np.ctypeslib.as_array(got, shape=(end - begin, n_vocab))
         info = {"n_tokens": len(tokens), "seconds": round(time.perf_counter() - start, 3)}
         info["n_graph_reuse"] = self.llama.llama_perf_context(ctx).n_reused
-        if job.ga_n > 1:
+        if job.is_extended:
             info |= self._self_extend(ctx)
         if job.trace:
             info["places"] = places
@@ -226,17 +237,17 @@ class Runner:
         if callback:
             params.cb_eval = callback
         params.type_k, params.type_v = KV_TYPES[job.type_k], KV_TYPES[job.type_v]
-        if job.ga_n > 1:
+        if job.is_extended:
             if not hasattr(self.lib, "llama_self_extend_set_next"):
                 raise SystemExit(f"{self.lib._name} has no SelfExtend; give ga_n 1 or the engine's folder")
             self.lib.llama_self_extend_set_next.argtypes = [Params]
             self.lib.llama_self_extend_set_next.restype = ctypes.c_bool
             self.lib.llama_self_extend_last_error.restype = ctypes.c_char_p
-            if not self.lib.llama_self_extend_set_next(Params(job.ga_n, job.ga_w, ATTN[job.attn])):
+            if not self.lib.llama_self_extend_set_next(Params(job.ga_n, job.ga_n_max, job.ga_w, ATTN[job.attn])):
                 raise SystemExit(self.lib.llama_self_extend_last_error().decode())
         ctx = self.llama.llama_init_from_model(self.model, params)
         if not ctx:
-            reason = self.lib.llama_self_extend_last_error().decode() if job.ga_n > 1 else ""
+            reason = self.lib.llama_self_extend_last_error().decode() if job.is_extended else ""
             raise SystemExit(reason or f"cannot create a context for {job}")
         return ctx
 

@@ -24,7 +24,7 @@ import runner
 import unsupported
 from architectures import make_tiny
 
-from pyselfextend import BenchError, ModelFileError, SettingError, _native, bench, plan, positions
+from pyselfextend import BenchError, ModelFileError, SettingError, _native, bench, positions
 from pyselfextend.bench import worker as bench_worker
 from pyselfextend.bench.plan import Configuration, Plan, Step, ggml_type
 from pyselfextend.bench.process import Worker
@@ -137,7 +137,7 @@ def test_defaults(tiny_model: Path, long_model: Path) -> None:
         assert made.n_ctx == 8192 + 512
         (pair,) = [each for each in made.configurations if each.ga_n > 1]
         assert pair.ga_w == n_ctx_train // 8
-        assert pair.ga_n == plan.choose_ga_n(n_ctx_train, pair.ga_w, made.n_ctx)
+        assert pair.ga_n == choose_ga_n(n_ctx_train, pair.ga_w, made.n_ctx)
         assert made.threads == (plan_cores(),)
         assert [each.name for each in made.configurations if each.is_stock] == ["stock, flash on", "stock, flash off"]
     assert bench.make_plan(tiny_model, pairs=[(4, 64)]).depths == (0, 1024)

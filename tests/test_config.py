@@ -8,8 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from pyselfextend.config import SETTING_MAX, SelfExtendConfig, SelfExtendInfo
+from pyselfextend.config import SETTING_MAX, SelfExtendConfig
 from pyselfextend.errors import NotAnIntegerError, SelfExtendError, SettingError
+from pyselfextend.info import SelfExtendInfo
 from pyselfextend.placement import Attention, DeviceMemory, attention_from, describe, group, ranges
 
 
@@ -103,7 +104,7 @@ def test_layers_by_way_and_device() -> None:
     assert describe(()) == ""
     assert group(()) == ()
     assert attention_from(json.loads(json.dumps([dataclasses.asdict(each) for each in found]))) == found
-    info = SelfExtendInfo(2, 0, 512, 1024, 0, 0, found, ())
+    info = SelfExtendInfo(2, 2, 0, 512, 1024, 0, 0, found, ())
     assert (info.n_layer_fused, info.n_layer_composed) == (4, 1)
     assert ranges([0, 1, 2, 4, 6, 7]) == "0-2, 4, 6-7"
     assert DeviceMemory("CPU", 1, 20, 300).n_bytes == 321

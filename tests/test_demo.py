@@ -15,7 +15,7 @@ from architectures import make_tiny
 from pyselfextend import DemoError, SelfExtendInfo, SettingError, positions
 from pyselfextend.cli import main
 from pyselfextend.commands.demo_screen import Run, result_table
-from pyselfextend.plan import choose_ga_n
+from pyselfextend.groups import choose_ga_n
 from pyselfextend.prompts import Fact, build_prompt, prose
 from pyselfextend.screen import result_console
 
@@ -105,7 +105,7 @@ def test_group_size_for_a_window_that_leaves_little() -> None:
 
 
 def test_the_table_shows_answers_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    info = SelfExtendInfo(4, 64, 512, 1856, 3 * 2**19, 2**20, (), ())
+    info = SelfExtendInfo(4, 4, 64, 512, 1856, 3 * 2**19, 2**20, (), ())
     plain, extended = Run("plain", "[/INST] :pig:", False, 900, 2.0, 1.0), Run("ga", "", True, 900, 3.0, 0.5)
     result_console().print(result_table(Fact(12345), info, plain, extended))
     lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines()]

@@ -1,4 +1,4 @@
-"""Groups that change: set at any time, and raised where they no longer reach, against a reference with unrotated keys."""
+"""Groups that change: set at any time, and raised where they no longer reach, against a reference of unrotated keys."""
 
 from __future__ import annotations
 

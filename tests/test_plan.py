@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from pyselfextend import Llama, positions
 from pyselfextend.cache_size import CACHE_TYPES, cache_size
 from pyselfextend.errors import SettingError
+from pyselfextend.groups import RULE, choose_ga_n, ga_n_by_rule, rule_share
 from pyselfextend.llama import CACHE_TYPES as ENGINE_TYPES
-from pyselfextend.plan import RULE, Pair, choose_ga_n, ga_n_by_rule, make_plan, rule_share
+from pyselfextend.plan import Pair, make_plan
 
 TYPES = {name: number for number, name in ENGINE_TYPES.items()}
 

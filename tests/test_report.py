@@ -39,7 +39,7 @@ from pyselfextend.eval.report.plots import Panel, bars, lines
 from pyselfextend.eval.report.texts import TASKS, labels, task_text
 from pyselfextend.eval.report.theme import FAILED, STYLES_MAX, styles
 from pyselfextend.eval.results import Result, ResultsFile, RunInfo, read_results
-from pyselfextend.plan import RULE
+from pyselfextend.groups import RULE
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -41,7 +41,7 @@ extern "C" {
         enum llama_self_extend_attn attn;
     };
 
-    // ga_w that stands for "take the default": an eighth of the trained context
+    // ga_w that stands for "take the default": an eighth of the trained context, at most 2048
     #define LLAMA_SELF_EXTEND_GA_W_DEFAULT UINT32_MAX
 
     struct llama_self_extend_info {

@@ -18,9 +18,9 @@ from .. import positions
 from ..cache_size import CACHE_TYPES, cache_type
 from ..config import SETTING_MAX, SelfExtendConfig, integer
 from ..errors import SettingError
+from ..groups import choose_ga_n, default_ga_w
 from ..machine import n_cores
 from ..model_info import model_info
-from ..plan import choose_ga_n
 from .worker import ATTN, N_WARM_UP
 
 __all__ = ["DEPTHS", "Configuration", "Plan", "Step", "make_plan"]
@@ -215,7 +215,7 @@ def make_plan(
         if not depths:
             raise SettingError("there is nothing to measure: no depth")
     if pairs is None:
-        ga_w = n_ctx_train // 8
+        ga_w = default_ga_w(n_ctx_train)
         pairs = [(choose_ga_n(n_ctx_train, ga_w, max(depths or DEPTHS) + n_room), ga_w)]
     for ga_n, ga_w in pairs:
         integer("ga_n", SelfExtendConfig(ga_n, ga_w).ga_n, 2)

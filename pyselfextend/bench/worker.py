@@ -52,7 +52,12 @@ class Failure(Exception):
 class Params(ctypes.Structure):
     """struct llama_self_extend_params"""
 
-    _fields_ = [("ga_n", ctypes.c_uint32), ("ga_w", ctypes.c_uint32), ("attn", ctypes.c_int)]
+    _fields_ = [
+        ("ga_n", ctypes.c_uint32),
+        ("ga_n_max", ctypes.c_uint32),
+        ("ga_w", ctypes.c_uint32),
+        ("attn", ctypes.c_int),
+    ]
 
 
 class Layer(ctypes.Structure):
@@ -119,7 +124,7 @@ class Bench:
             self.lib.llama_self_extend_set_next.argtypes = [Params]
             self.lib.llama_self_extend_set_next.restype = ctypes.c_bool
             self.lib.llama_self_extend_last_error.restype = ctypes.c_char_p
-            pair = Params(request["ga_n"], request["ga_w"], ATTN[request["attn"]])
+            pair = Params(request["ga_n"], 0, request["ga_w"], ATTN[request["attn"]])
             if not self.lib.llama_self_extend_set_next(pair):
                 raise Failure("setting", self.lib.llama_self_extend_last_error().decode())
         ctx = self.api.llama_init_from_model(self.model, params)

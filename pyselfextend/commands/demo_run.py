@@ -14,9 +14,9 @@ from rich.console import Console
 from ..chat_frame import chat_frame
 from ..default_model import find_model
 from ..errors import DemoError, ModelFileError
+from ..groups import choose_ga_n, default_ga_w
 from ..llama import Llama
 from ..opening import open_quietly
-from ..plan import choose_ga_n
 from ..prompts import Fact, build_prompt, prose
 from ..screen import clock, reading_bar, result_console
 from ..terminal import printable
@@ -64,7 +64,7 @@ def run(args: Arguments) -> int:
             f"{len(tokens)}. At {args.depth:.0%} of it stands:\n  {fact.sentences}",
             soft_wrap=True,
         )
-        ga_w = n_ctx_train // 8 if args.ga_w is None else args.ga_w
+        ga_w = default_ga_w(n_ctx_train) if args.ga_w is None else args.ga_w
         ga_n = choose_ga_n(n_ctx_train, ga_w, args.tokens + N_ANSWER) if args.ga_n is None else args.ga_n
         with open_model(model_path, args, ga_n=ga_n, ga_w=ga_w):
             pass  # what cannot be extended is refused now, not after minutes of reading

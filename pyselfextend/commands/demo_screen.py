@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from ..config import SelfExtendInfo
+from ..info import SelfExtendInfo
 from ..prompts import Fact
 from ..screen import mib
 

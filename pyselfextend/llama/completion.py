@@ -13,6 +13,8 @@ from typing import Any
 
 from llama_cpp import Llama as Upstream
 
+from ..groups import N_ANSWER
+
 __all__ = ["Criterion", "Ending", "criteria_of"]
 
 #: Given the tokens evaluated and the logits [n_vocab] after the last; whether to stop.
@@ -38,6 +40,7 @@ class Ending:
         self.finish_reason: str | None = None
         self._stops = list(stops)
         self._n_left = max_tokens if max_tokens is not None and max_tokens > 0 else None
+        self._is_open = self._n_left is None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         self._is_first = is_first
         self._text = ""
@@ -47,6 +50,12 @@ class Ending:
     def __call__(self, tokens: Any, logits: Any) -> bool:
         """For llama_cpp, which asks once more behind the last token, with logits that may be anything."""
         return True
+
+    @property
+    def n_expected(self) -> int:
+        """How many tokens the text is expected to have: as many as were asked for, if there is room for them."""
+        assert self._n_left is not None, "limit() was not called"
+        return min(self._n_left, N_ANSWER) if self._is_open else self._n_left
 
     def limit(self, n_room: int) -> None:
         """There is room for so many tokens."""

@@ -12,8 +12,10 @@ from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from ..config import SelfExtendConfig
 from ..errors import ContextFullError, ModelFileError, SettingError, UsageError
+from ..groups import GroupPolicy
 from . import windows
 from .arguments import tokens_of
+from .following import follow
 from .public import public
 from .vocabulary import Pieces
 
@@ -26,6 +28,8 @@ class Evaluating(llama_cpp.Llama):
     """``llama_cpp.Llama`` with what it leaves to its caller looked at: tokens, room, and what a cache can be cut to."""
 
     _config: SelfExtendConfig
+    _policy: GroupPolicy | None = None  # of a group that follows the length
+    _n_answer: int | None = 0  # tokens to follow those that are handed over; None: these were handed over before
     _pieces: Pieces
     _n_outputs = 0  # of the last tokens, that have logits
     _shows_whole = False  # characters alone
@@ -94,9 +98,13 @@ class Evaluating(llama_cpp.Llama):
                 f"{len(found)} tokens after {self.n_tokens} do not fit into the context of {room} tokens; "
                 f"give at most {room - self.n_tokens}, or create the model with a larger n_ctx"
             )
-        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) or windows.have_forgotten(self):
-            self._evaluate_again()
+        can_cut = self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) and not windows.have_forgotten(self)
+        if not can_cut or not self._choose_group(len(found)):
+            self._evaluate_again(len(found))
         self._evaluate(found)
+
+    def _choose_group(self, n_more: int) -> bool:
+        return self._policy is None or n_more == 0 or follow(self, self.n_tokens + n_more, self._n_answer)
 
     def _evaluate(self, tokens: list[int]) -> None:
         if tokens:
@@ -104,16 +112,19 @@ class Evaluating(llama_cpp.Llama):
             super().eval(tokens)
             self._n_outputs = (len(tokens) - 1) % self.n_batch + 1 if self._logits_all else 1
 
-    def _evaluate_again(self) -> None:
-        """Fill the cache anew with the tokens so far: it cannot be cut at ``n_tokens``.
+    def _evaluate_again(self, n_more: int = 0) -> None:
+        """Fill the cache anew with the tokens so far, before ``n_more``: it cannot be cut at ``n_tokens``, or turned to
+        another group.
 
-        So it is where keys that would come into a window again are lost: those of layers with a sliding window of their
+        It is so where keys that would come into a window again are lost: those of layers with a sliding window of their
         own (``swa_full=False``), and of models that normalize keys after RoPE. llama_cpp ignores the refusal, and would
         go on with both the old tokens and the new ones in the cache.
         """
         tokens = self.input_ids[: self.n_tokens].tolist()
         self.n_tokens = 0
-        super().eval(tokens)  # which removes what the cache holds from position 0 on
+        self._ctx.kv_cache_clear()
+        self._choose_group(len(tokens) + n_more)
+        super().eval(tokens)
 
     @public(changes=True)
     def embed(

@@ -16,6 +16,7 @@ from . import grammar as grammars
 from .arguments import SEED_MAX, tokens_of
 from .completion import Ending, criteria_of, text_before
 from .evaluation import Evaluating
+from .following import N_ANSWER
 from .guard import Guard
 from .public import public
 from .sampling import Callbacks, processor, processors_of
@@ -88,8 +89,10 @@ class Generating(Evaluating):
             raise SettingError(
                 "there is nothing to go on from: the prompt is empty, and the model has no token to begin with"
             )
+        n_answer: int | None = N_ANSWER
         if ending:
             ending.limit(self._n_ctx - len(prompt))
+            n_answer = ending.n_expected
         if not self._n_outputs:  # an evaluation was interrupted
             self._requires_eval = True
         steps = super().generate(prompt, **kwargs)
@@ -98,8 +101,10 @@ class Generating(Evaluating):
         try:
             while True:
                 try:
+                    self._n_answer = n_answer
                     token = steps.send(sent)
                 finally:
+                    self._n_answer, n_answer = 0, None
                     sampler = sampler or self._sampler
                 if criterion is not None and self._is_met(criterion):
                     if ending:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import inspect
 import os
 import sys
 import threading
-from typing import Any
+from typing import Any, Literal
 
 from .. import _native
 from ..closing import Closing
-from ..config import SelfExtendConfig, SelfExtendInfo
+from ..config import AUTO, SelfExtendConfig
 from ..errors import (
     ModelFileError,
     SelfExtendError,
     SettingError,
 )
+from ..info import SelfExtendInfo
 
 _library = _native.load()  # before llama_cpp, which it imports with our library
 
 import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from . import model_file, prompt_cache, states, templates  # noqa: E402
+from . import following, model_file, prompt_cache, states, templates  # noqa: E402
 from .arguments import CONSTRUCTOR, N_THREADS_MAX, SEED_MAX, check, check_names, flag, optional  # noqa: E402
 from .drafts import Drafts  # noqa: E402
 from .generation import Generating  # noqa: E402
@@ -55,18 +57,23 @@ class Llama(Generating, Closing):
     A ``llama_cpp.Llama`` with two more arguments; every other argument, method, chat format and return type is its own.
 
     >>> from pyselfextend import Llama
-    >>> with Llama("model.gguf", n_ctx=16384, ga_n=4, ga_w=1024) as llm:
+    >>> with Llama("model.gguf", n_ctx=65536) as llm:  # trained on 8192
     ...     print(llm.self_extend)
     ...     print(llm.create_completion(long_text, max_tokens=64)["choices"][0]["text"])
 
     Args:
         model_path: path of the GGUF file.
-        ga_n: group size, at least 1. 1 is the plain model: nothing of SelfExtend is built then.
+        ga_n: group size, at least 1. 1 is the plain model: nothing of SelfExtend is built then. "auto": the group
+            follows the length of the text. Inside the trained context it is 1, the plain model; beyond it, a power of
+            two that is chosen for each text when it is handed over, with the answer that is asked for, and raised where
+            a text outgrows it. None: "auto" where ``n_ctx`` is above the trained context, otherwise 1; where the model
+            cannot be extended, or a RoPE scaling is asked for, 1 with a warning that says so.
         ga_w: neighbour window in tokens, at least 0 and below the trained context. None: an eighth of the trained
-            context.
-        **kwargs: those of ``llama_cpp.Llama``. ``n_ctx`` may go up to the reach of the pair,
-            ``pyselfextend.positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)`` tokens.
-            Unless it is given, ``flash_attn`` is on where ``ga_n`` is above 1 and layers lie on a device that then
+            context, at most 2048.
+        **kwargs: those of ``llama_cpp.Llama``. ``n_ctx`` may go up to the reach of a pair,
+            ``pyselfextend.positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)`` tokens, and with "auto" as far as there is
+            memory.
+            Unless it is given, ``flash_attn`` is on where the model is extended and layers lie on a device that then
             computes their attention in one kernel.
 
     One call at a time: calls of several threads wait for each other. A stream that is continued after another call
@@ -85,25 +92,58 @@ class Llama(Generating, Closing):
     cache = prompt_cache.CacheAttribute()
 
     def __init__(
-        self, model_path: str | os.PathLike[str], *, ga_n: int = 1, ga_w: int | None = None, **kwargs: Any
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        ga_n: int | Literal["auto"] | None = None,
+        ga_w: int | None = None,
+        **kwargs: Any,
     ) -> None:
         check_process()
         self._guard = Guard(self._forget)
         self._callbacks = Callbacks(self._guard)
-        self._config = SelfExtendConfig(ga_n, ga_w)
+        self._asked = {"ga_n": ga_n, "ga_w": ga_w}
+        self._config = SelfExtendConfig("auto" if ga_n is None else ga_n, ga_w)
         self._self_extend: SelfExtendInfo | None = None
         check_names(kwargs, [*_NAMES, *IGNORED], "Llama()")
         kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
+        if kwargs.get("vocab_only") and ga_n is None:
+            self._config = SelfExtendConfig()
         if kwargs.get("vocab_only") and not self._config.is_plain:
             raise SettingError("vocab_only opens no weights, so there is nothing to extend; leave ga_n at 1")
         self._files = prompt_cache.identity(kwargs["model_path"], kwargs.get("lora_path"))
         try:
             with _opening:
-                self._open(_Path(kwargs.pop("model_path")), **kwargs)
+                path = _Path(kwargs.pop("model_path"))
+                if self._config.ga_n == AUTO:
+                    self._follow(path, is_default=ga_n is None and ga_w is None, **kwargs)
+                else:
+                    self._open(path, **kwargs)
             self._complete(**kwargs)
         except BaseException:
             self.close()
             raise
+
+    def _follow(self, model_path: str, *, is_default: bool, **kwargs: Any) -> None:
+        """Open with a group that follows the length, plain inside the trained context.
+
+        By default plain as well where it cannot be done.
+        """
+        self._policy = following.policy(model_path, self._config.ga_w, kwargs)
+        reason = following.refused(model_path, kwargs) if is_default and self._policy else None
+        if self._policy and not reason:
+            try:
+                self._open(model_path, **kwargs)
+                return
+            except SettingError as error:
+                if not is_default:
+                    raise
+                reason = str(error)
+                super().close()
+        self._policy, self._config = None, SelfExtendConfig()
+        self._open(model_path, **kwargs)
+        if reason:
+            following.warn(kwargs["n_ctx"], self._model.n_ctx_train(), reason)
 
     def _open(self, model_path: str, **kwargs: Any) -> None:
         if kwargs.get("n_ctx") and "n_batch" in kwargs:  # llama_cpp makes room for the logits of more
@@ -125,7 +165,8 @@ class Llama(Generating, Closing):
             self._create_extended(model_path, **kwargs)
 
     def _create_extended(self, model_path: str, **kwargs: Any) -> None:
-        if not _library.set_next(self._config.ga_n, self._config.ga_w, _attn()):
+        ga_n, ga_n_max = (1, self._policy.ga_n_max) if self._policy else (self._config.ga_n, 0)
+        if not _library.set_next(int(ga_n), self._config.ga_w, _attn(), ga_n_max):
             raise SettingError(_library.last_error())
         try:
             self._create(model_path, **kwargs)
@@ -165,18 +206,21 @@ class Llama(Generating, Closing):
 
     @property
     def self_extend(self) -> SelfExtendInfo:
-        """What is in force: group size, window, trained context, longest reach, bytes of each cache part, which way the
-        attention of each layer is computed and where, and the memory on each device.
+        """What is in force: group size of the moment and its next limit, window, trained context, longest reach, bytes
+        of each cache part, which way the attention of each layer is computed and where, and the memory on each device.
         """
         if self._self_extend is None:
             self._self_extend = self._read_info()
-        return self._self_extend
+        if self._policy is None:
+            return self._self_extend
+        return dataclasses.replace(self._self_extend, ga_n=_library.get_group(self._ctx.ctx))
 
     def _read_info(self) -> SelfExtendInfo:
         if self._config.is_plain:
             n_ctx_train = self._model.n_ctx_train()
             return SelfExtendInfo(
                 ga_n=1,
+                ga_n_max=1,
                 ga_w=0,
                 n_ctx_train=n_ctx_train,
                 n_ctx_reach=n_ctx_train,
@@ -254,7 +298,7 @@ class Llama(Generating, Closing):
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         if isinstance(self.draft_model, Drafts):
             state["draft_model"] = self.draft_model.model
-        return {**state, "ga_n": self._config.ga_n, "ga_w": self._config.ga_w}
+        return {**state, **self._asked}
 
     # -- the end
 

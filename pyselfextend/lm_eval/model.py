@@ -25,6 +25,7 @@ from ..errors import EvalError, SettingError
 from ..eval.cases import Tokens
 from ..eval.model import EvalModel
 from ..eval.settings import Rope, Setting
+from ..groups import default_ga_w
 from .chat import apply_template, template_of
 from .generation import Generation
 from .ordering import Step, plan_steps
@@ -49,7 +50,7 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
         setting: how: ``plain``, ``G:W``, ``yarn``, ``linear`` or ``ntk``, the last three with a factor (``yarn:2``) or
             as much as ``n_ctx`` needs. None: ``ga_n`` and ``ga_w`` say it.
         ga_n: group size; 1 is the plain model.
-        ga_w: neighbour window in tokens. None: an eighth of the trained window.
+        ga_w: neighbour window in tokens. None: an eighth of the trained window, at most 2048.
         n_ctx: context in tokens: the most that the model is given at once. None: all that the setting reaches, which is
             the trained window for the plain model. It takes its memory when the model is opened.
         type_k, type_v: types of the cache, such as ``F16`` and ``Q8_0``.
@@ -298,4 +299,5 @@ def _setting(setting: str | None, ga_n: int, ga_w: int | None, rope: Rope) -> Se
         return Setting.parse(setting)
     if ga_n == 1:
         return Setting("plain")
-    return Setting("pair", ga_n, rope.n_ctx_train // 8 if ga_w is None else integer("ga_w", ga_w, 0, SETTING_MAX))
+    ga_w = default_ga_w(rope.n_ctx_train) if ga_w is None else integer("ga_w", ga_w, 0, SETTING_MAX)
+    return Setting("pair", ga_n, ga_w)

@@ -52,6 +52,8 @@ void llama_self_extend_accept() {
 // the context that is being created
 //
 
+static constexpr uint32_t GA_W_MAX = 2048; // of the default: near keys are kept twice
+
 // check the pending parameters against the model and the context parameters
 static bool resolve(
         const llama_self_extend_params & next,
@@ -60,7 +62,7 @@ static bool resolve(
         llama_self_extend_config       & config) {
     const uint32_t n_ctx_train = model.hparams.n_ctx_train;
     const uint32_t ga_n_max    = std::max(next.ga_n, next.ga_n_max);
-    const uint32_t ga_w        = next.ga_w == LLAMA_SELF_EXTEND_GA_W_DEFAULT ? n_ctx_train/8 : next.ga_w;
+    const uint32_t ga_w        = next.ga_w == LLAMA_SELF_EXTEND_GA_W_DEFAULT ? std::min(n_ctx_train/8, GA_W_MAX) : next.ga_w;
 
     if (ga_w >= n_ctx_train) {
         set_error("ga_w is %u, it must be below the trained context of the model, %u tokens", ga_w, n_ctx_train);

@@ -181,14 +181,14 @@ def _settings(
 ) -> tuple[Setting, ...]:
     """What was asked for, each once, in its order."""
     from ...eval.settings import Rope, Setting
-    from ...plan import choose_ga_n
+    from ...groups import choose_ga_n, default_ga_w
 
     found = list(settings or ())
     if sweep is not None:
         found += [Setting("pair", ga_n, ga_w) for ga_n, ga_w in itertools.product(*sweep)]
     if not found:
         n_ctx_train = Rope.of(models[0]).n_ctx_train
-        ga_w = n_ctx_train // 8
+        ga_w = default_ga_w(n_ctx_train)
         found = [Setting("plain"), Setting("pair", choose_ga_n(n_ctx_train, ga_w, task.n_ctx), ga_w)]
     return tuple(dict.fromkeys(found))
 

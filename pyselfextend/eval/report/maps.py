@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ..._extras import need
-from ...plan import RULE, rule_share
+from ...groups import RULE, rule_share
 from ...positions import n_ctx_reach
 from ..cases import Axis
 from .cells import Cell, Estimate, values

@@ -1,0 +1,112 @@
+"""Which group size a text is read with: the authors' rule, and the policy of ``ga_n="auto"``. Imports nothing native.
+
+The authors' rule (README of LongLM, https://github.com/datamllab/LongLM): ``(1/2 .. 2/3) * L > W + (N - W) / G``, where
+``L`` is ``n_ctx_train``, ``W`` ``ga_w``, ``G`` ``ga_n`` and ``N`` the length in tokens. The right side is close to the
+largest relative position that the model sees, and positions near ``L`` are under-trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from . import positions
+
+__all__ = [
+    "N_ANSWER",
+    "RULE",
+    "GroupPolicy",
+    "choose_ga_n",
+    "default_ga_w",
+    "ga_n_auto",
+    "ga_n_by_rule",
+    "rule_share",
+]
+
+#: The ends of the authors' rule: shares of the trained context, the cautious one first.
+RULE = (Fraction(1, 2), Fraction(2, 3))
+
+#: The largest default window: near keys are kept twice, and a text is seldom repeated word by word further away.
+GA_W_MAX = 2048
+
+#: Tokens that an answer is expected to have where nobody has said it.
+N_ANSWER = 256
+
+
+def default_ga_w(n_ctx_train: int) -> int:
+    """The neighbour window where none is asked for: an eighth of the trained context, at most 2048 tokens."""
+    return min(n_ctx_train // 8, GA_W_MAX)
+
+
+def rule_share(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Fraction:
+    """``(W + (N - W) / G) / L``: a pair keeps the authors' rule where that is below a share from ``RULE``."""
+    return (ga_w + Fraction(n_tokens - ga_w, ga_n)) / n_ctx_train
+
+
+def ga_n_by_rule(n_ctx_train: int, ga_w: int, n_tokens: int, share: Fraction) -> int:
+    """The smallest group size that keeps the authors' rule with this share; 0 if the window alone takes as much."""
+    room = share * n_ctx_train - ga_w
+    if room <= 0:
+        return 0
+    return max(1, (n_tokens - ga_w) // room + 1)  # above the quotient
+
+
+def choose_ga_n(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
+    """The smallest group size, from 2, that keeps relative positions within two thirds of the trained context.
+
+    That is the upper end of the authors' rule. Where the window alone takes that much, the smallest group size that
+    reaches ``n_tokens``.
+    """
+    ga_n = ga_n_by_rule(n_ctx_train, ga_w, n_tokens, RULE[1]) or positions.ga_n_min(n_ctx_train, ga_w, n_tokens)
+    return max(2, ga_n)
+
+
+def ga_n_auto(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
+    """The group size of a text of ``n_tokens`` tokens: 1 inside the trained context, beyond it a power of two.
+
+    The smallest that is not below ``choose_ga_n``, and reaches.
+    """
+    if n_tokens <= n_ctx_train:
+        return 1
+    ga_n = 1 << (choose_ga_n(n_ctx_train, ga_w, n_tokens) - 1).bit_length()
+    return positions.ga_n_raised(n_ctx_train, ga_n, positions.GA_N_MAX, ga_w, n_tokens)
+
+
+@dataclass(frozen=True)
+class GroupPolicy:
+    """The policy of ``ga_n="auto"``: a group is chosen when a text is handed over, for all of it.
+
+    A text that is read with one group from its beginning retrieves better than one whose group changes on the way
+    (docs/groups.md).
+    """
+
+    n_ctx_train: int
+    """The trained context in tokens."""
+
+    ga_w: int
+    """Neighbour window in tokens."""
+
+    n_ctx: int
+    """The context in tokens."""
+
+    @property
+    def ga_n_max(self) -> int:
+        """To what the engine raises a group that no longer reaches: the power of two that reaches the whole context."""
+        return positions.ga_n_raised(self.n_ctx_train, 1, positions.GA_N_MAX, self.ga_w, self.n_ctx)
+
+    def begin(self, n_tokens: int) -> int:
+        """The group of a text that is read from its beginning, of ``n_tokens`` tokens with the answer."""
+        return ga_n_auto(self.n_ctx_train, self.ga_w, min(n_tokens, self.n_ctx))
+
+    def resume(self, ga_n: int, n_kept: int, n_tokens: int) -> int:
+        """The group of a text of ``n_tokens`` tokens with the answer, of which ``n_kept`` have been read with ``ga_n``.
+
+        What has been read keeps its group as long as that is enough: an edit does not turn keys back and forth. Where
+        no more is kept than fits into the window, the group has not been looked at yet, and the text begins anew.
+        """
+        chosen = self.begin(n_tokens)
+        return chosen if n_kept <= self.ga_w else max(ga_n, chosen)
+
+    def outgrow(self, ga_n: int, n_tokens: int) -> int:
+        """The group of a text that has outgrown what was said, and has ``n_tokens``: that of the engine's raise."""
+        return positions.ga_n_raised(self.n_ctx_train, ga_n, max(ga_n, self.ga_n_max), self.ga_w, n_tokens)
