@@ -56,7 +56,7 @@ class SelfExtendConfig:
     loaded). None stands for an eighth of the trained context, at most 2048. Without effect when ``ga_n`` is 1."""
 
     def __post_init__(self) -> None:
-        if self.ga_n != AUTO:
+        if not isinstance(self.ga_n, str) or self.ga_n != AUTO:  # an array is compared by its elements
             try:
                 object.__setattr__(self, "ga_n", integer("ga_n", self.ga_n, 1, SETTING_MAX))
             except SettingError as error:

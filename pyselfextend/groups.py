@@ -7,6 +7,7 @@ largest relative position that the model sees, and positions near ``L`` are unde
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,6 +17,7 @@ __all__ = [
     "N_ANSWER",
     "RULE",
     "GroupPolicy",
+    "auto_limit",
     "choose_ga_n",
     "default_ga_w",
     "ga_n_auto",
@@ -91,8 +93,8 @@ class GroupPolicy:
 
     @property
     def ga_n_max(self) -> int:
-        """To what the engine raises a group that no longer reaches: the power of two that reaches the whole context."""
-        return positions.ga_n_raised(self.n_ctx_train, 1, positions.GA_N_MAX, self.ga_w, self.n_ctx)
+        """The group of a text that fills the context, to which the engine raises one that no longer reaches."""
+        return self.begin(self.n_ctx)
 
     def begin(self, n_tokens: int) -> int:
         """The group of a text that is read from its beginning, of ``n_tokens`` tokens with the answer."""
@@ -110,3 +112,13 @@ class GroupPolicy:
     def outgrow(self, ga_n: int, n_tokens: int) -> int:
         """The group of a text that has outgrown what was said, and has ``n_tokens``: that of the engine's raise."""
         return positions.ga_n_raised(self.n_ctx_train, ga_n, max(ga_n, self.ga_n_max), self.ga_w, n_tokens)
+
+
+def auto_limit(n_ctx_train: int, ga_w: int, ga_n: int) -> int:
+    """The longest text, in tokens, that ``ga_n_auto`` reads with no more than ``ga_n``, a power of two."""
+    if ga_n == 1:
+        return n_ctx_train
+    reach = positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)
+    room = RULE[1] * n_ctx_train - ga_w  # as in ga_n_by_rule
+    within = reach if room <= 0 else min(reach, ga_w + math.ceil(ga_n * room) - 1)
+    return max(n_ctx_train, within)

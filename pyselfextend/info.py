@@ -71,7 +71,7 @@ class SelfExtendInfo:
         if self.ga_n_max == 1:
             return f"plain model (ga_n=1), trained context {self.n_ctx_train} tokens, memory {memory}"
         is_last = self.ga_n >= self.ga_n_max
-        follows = "" if is_last else f" (to {self.n_ctx_next} tokens, up to {self.ga_n_max} beyond)"
+        follows = "" if is_last else f" (beyond {self.n_ctx_next} tokens up to {self.ga_n_max})"
         return (
             f"SelfExtend ga_n={self.ga_n}{follows} ga_w={self.ga_w}, trained context {self.n_ctx_train} tokens, "
             f"reach {self.n_ctx_reach} tokens, KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from . import positions
 from .cache_size import CACHE_TYPES, CacheSize, cache_size, cache_type, n_ctx_padded
 from .compute_size import COMPOSED, FUSED, PLAIN, compute_size
-from .config import SETTING_MAX, SelfExtendConfig, integer
+from .config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from .errors import SettingError
-from .groups import RULE, choose_ga_n, default_ga_w, ga_n_by_rule, rule_share
+from .groups import RULE, auto_limit, default_ga_w, ga_n_auto, ga_n_by_rule, rule_share
 from .memory import FreeMemory, free_memory
 from .model_info import ModelInfo, model_info
 
 __all__ = [
     "CACHE_TYPES",
+    "AutoGroup",
     "Memory",
     "Offload",
     "Pair",
@@ -25,7 +27,7 @@ __all__ = [
     "make_plan",
 ]
 
-#: Windows that are looked at: the trained context divided by these.
+#: Windows that are looked at beside the default one: the trained context divided by these.
 WINDOWS = (16, 8, 4, 2)
 
 
@@ -53,6 +55,17 @@ class Pair:
 
     rule: str | None
     """The end of the authors' rule that it keeps: "1/2", "2/3", or None for neither."""
+
+
+@dataclass(frozen=True)
+class AutoGroup:
+    """What ``ga_n="auto"`` reads a text with."""
+
+    ga_n: int
+    """Group size; 1 is the plain model."""
+
+    n_tokens: int
+    """The longest text, with the answer, that is read with it, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ class Plan:
     """Cells that llama.cpp makes for it."""
 
     recommended: Pair | None
-    """By the authors' rule. None: the plain model, or nothing, as ``why`` says."""
+    """What ``ga_n="auto"`` chooses, by the authors' rule. None: the plain model, or nothing, as ``why`` says."""
 
     why: str
     """Why that is recommended, in a sentence."""
@@ -127,8 +140,13 @@ class Plan:
     asked: Pair | None
     """The pair that was asked about."""
 
+    auto: tuple[AutoGroup, ...]
+    """What ``ga_n="auto"`` reads shorter texts with, and last one of ``n_tokens``, with the window of ``recommended``.
+    Empty where the model cannot be extended."""
+
     pairs: tuple[Pair, ...]
-    """Pairs that reach it: for each window the smallest ``ga_n`` that does, and the smallest that keep the rule."""
+    """Pairs that reach it: the recommended one, and for each window the smallest ``ga_n`` that does, and the smallest
+    that keep the rule."""
 
     pair: Pair | None
     """The pair that ``memory`` is for: the one that was asked about if it reaches, otherwise the recommended one. None
@@ -154,7 +172,7 @@ def make_plan(
     path: str | os.PathLike[str],
     n_tokens: int | None = None,
     *,
-    ga_n: int | None = None,
+    ga_n: int | Literal["auto"] | None = None,
     ga_w: int | None = None,
     type_k: str | None = None,
     type_v: str | None = None,
@@ -163,13 +181,13 @@ def make_plan(
     flash_attn: bool | None = None,
     n_gpu_layers: int = 0,
 ) -> Plan:
-    """Say which pairs reach a length on a model, which one the authors' rule recommends, and what each cache takes.
+    """Say which pairs reach a length on a model, which one ``ga_n="auto"`` chooses, and what each cache takes.
 
     Args:
         path: the model's GGUF file. Only its metadata are read.
         n_tokens: the length in tokens, text and answer; None: twice the trained context.
-        ga_n: a group size to look at; ga_w: a neighbour window. With one of them, the other is the default: the
-            recommended group size, an eighth of the trained context.
+        ga_n: a group size to look at, or "auto", which is the default; ga_w: a neighbour window. None: an eighth of the
+            trained context, at most 2048.
         type_k: type of the cached keys, such as "Q8_0"; type_v: that of the values. Both None: all types, keys as
             values; one None: F16.
         n_ubatch: tokens that are computed at once.
@@ -185,7 +203,7 @@ def make_plan(
     """
     n_ubatch = integer("n_ubatch", n_ubatch, 1, SETTING_MAX)
     n_gpu_layers = integer("n_gpu_layers", n_gpu_layers, -1, SETTING_MAX)
-    config = SelfExtendConfig(1 if ga_n is None else ga_n, ga_w)
+    config = SelfExtendConfig("auto" if ga_n is None else ga_n, ga_w)
     types = _types(type_k, type_v)
     model = model_info(path)
     n_ctx_train = model.n_ctx_train
@@ -198,14 +216,16 @@ def make_plan(
     window = default_ga_w(n_ctx_train) if config.ga_w is None else config.ga_w
     recommended: Pair | None = None
     asked: Pair | None = None
+    auto: tuple[AutoGroup, ...] = ()
     pairs: tuple[Pair, ...] = ()
     if model.refused is None:
+        auto = tuple(_auto(n_ctx_train, window, n_tokens))
         if n_tokens > n_ctx_train:
-            recommended = _pair(n_ctx_train, choose_ga_n(n_ctx_train, window, n_tokens), window, n_tokens)
-            pairs = _pairs(n_ctx_train, ga_w, n_tokens)
-        if ga_n is not None:
-            asked = _pair(n_ctx_train, config.ga_n, window, n_tokens)
-        elif ga_w is not None:
+            recommended = _pair(n_ctx_train, auto[-1].ga_n, window, n_tokens)
+            pairs = _pairs(n_ctx_train, ga_w, n_tokens, recommended)
+        if config.ga_n != AUTO:
+            asked = _pair(n_ctx_train, int(config.ga_n), window, n_tokens)
+        elif (ga_n, ga_w) != (None, None):
             asked = recommended
     pair = asked if asked is not None and asked.reaches else recommended
     if pair is not None and pair.ga_n == 1:
@@ -218,6 +238,7 @@ def make_plan(
         recommended=recommended,
         why=_why(model, recommended, n_tokens),
         asked=asked,
+        auto=auto,
         pairs=pairs,
         pair=pair,
         memory=(),
@@ -250,13 +271,25 @@ def _pair(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Pair:
     )
 
 
-def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int) -> tuple[Pair, ...]:
+def _auto(n_ctx_train: int, ga_w: int, n_tokens: int) -> Iterator[AutoGroup]:
+    """The groups of texts of up to ``n_tokens``, as ``ga_n_auto`` chooses them."""
+    length = 1
+    while length <= n_tokens:
+        ga_n = ga_n_auto(n_ctx_train, ga_w, length)
+        longest = auto_limit(n_ctx_train, ga_w, ga_n)
+        yield AutoGroup(ga_n, longest)
+        length = longest + 1
+
+
+def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int, recommended: Pair) -> tuple[Pair, ...]:
     """For each window: the smallest group size that reaches, and the smallest ones that keep the rule."""
-    windows = dict.fromkeys(n_ctx_train // part for part in WINDOWS) if ga_w is None else [ga_w]
+    windows = {recommended.ga_w} | ({n_ctx_train // part for part in WINDOWS} if ga_w is None else set())
     found = []
-    for window in windows:
+    for window in sorted(windows):
         sizes = {positions.ga_n_min(n_ctx_train, window, n_tokens)}
         sizes |= {ga_n_by_rule(n_ctx_train, window, n_tokens, end) for end in RULE}
+        if window == recommended.ga_w:
+            sizes.add(recommended.ga_n)
         pairs = [_pair(n_ctx_train, ga_n, window, n_tokens) for ga_n in sorted(sizes) if 1 < ga_n <= SETTING_MAX]
         found += [pair for pair in pairs if pair.reaches]
     return tuple(found)
@@ -272,11 +305,14 @@ def _why(model: ModelInfo, pair: Pair | None, n_tokens: int) -> str:
             "any group size above 1"
         )
     if pair.rule is None:
-        return f"with ga_w={pair.ga_w} no ga_n keeps the authors' rule, and {pair.ga_n} is the smallest that reaches"
+        return (
+            f"with ga_w={pair.ga_w} no ga_n keeps the authors' rule, and ga_n={pair.ga_n} is the smallest power of two "
+            "that reaches"
+        )
     part = "an eighth" if pair.ga_w == n_ctx_train // 8 else f"{pair.ga_w / n_ctx_train:.0%}"
     return (
-        f"ga_w={pair.ga_w} is {part} of the trained window, and {pair.ga_n} is the smallest ga_n that keeps "
-        "ga_w + (N - ga_w) / ga_n below 2/3 of it, the authors' rule: positions near its end are under-trained"
+        f"ga_w={pair.ga_w} is {part} of the trained window, and ga_n={pair.ga_n} the smallest power of two that "
+        "keeps ga_w + (N - ga_w) / ga_n below 2/3 of it, the authors' rule: positions near its end are under-trained"
     )
 
 

@@ -55,6 +55,8 @@ def skill(setting: str, n_tokens: int, n_ctx_train: int) -> float:
         ga_n, ga_w = map(int, setting.split(":"))
         share = (ga_w + (n_tokens - ga_w) / ga_n) / n_ctx_train
         return max(0.05, min(0.96, 1.5 - share) - 0.01 * ga_n)
+    if setting.startswith("auto"):
+        return 0.95
     return 0.9 if n_tokens <= n_ctx_train else 0.45
 
 

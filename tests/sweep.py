@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "set_cache": {"cache": None},
     "set_seed": {"seed": 3},
     "reset": {},
-    "eval": {"tokens": [5, 6]},
+    "eval": {"tokens": [5, 6], "n_expected": 3},
     "sample": {},
     "generate": {"tokens": [5, 6]},
     "create_embedding": {"input": "ab"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import io
 import itertools
 import json
 import os
@@ -24,7 +26,7 @@ import runner
 import unsupported
 from architectures import make_tiny
 
-from pyselfextend import BenchError, ModelFileError, SettingError, _native, bench, positions
+from pyselfextend import BenchError, Llama, ModelFileError, SettingError, _native, bench, positions
 from pyselfextend.bench import worker as bench_worker
 from pyselfextend.bench.plan import Configuration, Plan, Step, ggml_type
 from pyselfextend.bench.process import Worker
@@ -41,6 +43,7 @@ SMALL = {"n_prefill": 48, "n_decode": 5, "n_rounds": 2, "n_batch": 32, "threads"
 STOCK = Configuration("stock")
 PLAIN = Configuration("pyselfextend")
 FUSED = Configuration("pyselfextend", 4, 64, "fused")
+AUTO = Configuration("pyselfextend", 1, 64, "fused", ga_n_max=4)
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +133,50 @@ def test_configurations(tiny_model: Path) -> None:
 
 
 def test_defaults(tiny_model: Path, long_model: Path) -> None:
-    """The pair is the one that the authors' rule gives for the longest depth; depths end where given pairs do."""
+    """Auto beside the plain model and stock; depths end where given pairs do."""
     for model, n_ctx_train in ((tiny_model, 512), (long_model, 16384)):
         made = bench.make_plan(model)
         assert made.depths == (0, 1024, 4096, 8192)
         assert made.n_ctx == 8192 + 512
-        (pair,) = [each for each in made.configurations if each.ga_n > 1]
-        assert pair.ga_w == n_ctx_train // 8
-        assert pair.ga_n == choose_ga_n(n_ctx_train, pair.ga_w, made.n_ctx)
+        assert [each.kind for each in made.configurations] == [
+            "stock",
+            "stock",
+            "plain",
+            f"auto:{n_ctx_train // 8} fused",
+        ]
+        auto = made.configurations[-1]
+        assert auto.ga_n == 1
+        assert auto.ga_n_max == {512: 32, 16384: 2}[n_ctx_train]  # 16 reaches (512 - 64 + 4) * 16, 7232 tokens
         assert made.threads == (plan_cores(),)
         assert [each.name for each in made.configurations if each.is_stock] == ["stock, flash on", "stock, flash off"]
     assert bench.make_plan(tiny_model, pairs=[(4, 64)]).depths == (0, 1024)
+    made = bench.make_plan(tiny_model, pairs=[("auto", None), (4, None), ("auto", 100)])
+    assert made.depths == (0, 1024)
+    assert [each.kind for each in made.configurations[3:]] == ["auto:64 fused", "4:64 fused", "auto:100 fused"]
+
+
+def test_groups_of_auto(tiny_model: Path) -> None:
+    """At each depth what ``Llama`` chooses for a text of the tokens there and those that are measured."""
+    made = bench.make_plan(
+        tiny_model, pairs=[("auto", 64), (4, 64)], depths=[0, 464, 465, 570, 571, 1200], n_prefill=48
+    )
+    _, _, plain, auto, pair = made.configurations
+    found = []
+    with contextlib.redirect_stderr(io.StringIO()):  # the context is longer than the trained one
+        llm = Llama(str(tiny_model), n_ctx=2000, ga_n="auto", ga_w=64, n_threads=1, verbose=False)
+    with llm:
+        for depth in made.depths:
+            llm.n_tokens = 0
+            llm.eval([5] * (depth + 48))
+            found.append(llm.self_extend.ga_n)
+    assert found == [1, 1, 2, 2, 4, 8]
+    assert [made.group(auto, depth) for depth in made.depths] == found
+    assert {made.group(pair, depth) for depth in made.depths} == {4}
+    assert {made.group(plain, depth) for depth in made.depths} == {1}
+
+    assert made.changed() == (auto,)
+    assert bench.make_plan(tiny_model, depths=[0, 464], n_prefill=48).changed() == ()
+    assert bench.make_plan(tiny_model, depths=[0], n_prefill=900).changed() == ()  # there is nothing to turn
 
 
 def test_a_depth_beyond_the_reach(tiny_model: Path) -> None:
@@ -166,6 +202,8 @@ def test_a_depth_beyond_the_reach(tiny_model: Path) -> None:
         ({"depths": [-1]}, "depth is -1; it must be an integer from 0"),
         ({"depths": [1.5]}, "depth is 1.5"),
         ({"pairs": [(1, 64)]}, "ga_n is 1; it must be an integer of at least 2"),
+        ({"pairs": [("auto", 512)]}, "ga_w is 512; it must be below the trained context of 512 tokens"),
+        ({"pairs": [("Auto", 64)]}, "or 'auto'"),
         ({"pairs": [(4, 512)]}, "ga_w is 512; it must be below the trained context of 512 tokens"),
         ({"pairs": [(2, 500)], "n_prefill": 800}, "beyond what 2:500 reaches on this model, 524 tokens; give a group"),
         ({"attn": ["fast"]}, "attn is 'fast'; it must be one of auto, fused, composed"),
@@ -214,7 +252,8 @@ def test_spread() -> None:
 def measurement(configuration: Configuration, number: int, seconds: float, **fields: object) -> bench.Measurement:
     values = {"phase": "decode", "depth": 0, "threads": 1, "n_tokens": 100, **fields}
     return bench.Measurement(
-        configuration, round=number, seconds=seconds, cpu_seconds=seconds, other_cores=0.0, started=0.0, **values  # type: ignore[arg-type]
+        configuration, round=number, seconds=seconds, cpu_seconds=seconds, other_cores=0.0, started=0.0,
+        ga_n=configuration.ga_n, **values,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -262,6 +301,19 @@ def test_an_unfinished_round() -> None:
     assert bench.summarize([]) == []
 
 
+def test_changes_are_a_share_of_the_reading() -> None:
+    other = dataclasses.replace(AUTO, ga_w=32)
+    records: list[bench.Record] = [measurement(AUTO, 1, 9.0)]
+    records += [bench.Change(AUTO, 900, 1, i, 4, 8, seconds, 50.0) for i, seconds in enumerate((3.0, 1.0, 2.0), 1)]
+    records += [bench.Change(other, 900, 1, 1, 4, 8, 5.0, 20.0)]
+    rows = bench.summarize_changes(records)
+    assert [(row.configuration, row.depth, row.ga_n, row.ga_n_new, row.share) for row in rows] == [
+        (AUTO, 900, 4, 8, 0.04), (other, 900, 4, 8, 0.25)
+    ]  # fmt: skip
+    assert rows[0].seconds == bench.Spread.of([3.0, 1.0, 2.0])
+    assert bench.summarize_changes(records[:1]) == []
+
+
 def test_time_left() -> None:
     """A token that costs a + b * depth is learned from two depths, for each configuration and number of threads."""
 
@@ -293,7 +345,10 @@ def test_time_left() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tiny_model: Path, stock_lib: Path) -> bench.Results:
-    made = small_plan(tiny_model, attn=["fused", "composed"], flash=[True, False])
+    made = small_plan(
+        tiny_model, attn=["fused", "composed"], flash=[True, False], pairs=[(4, 64), ("auto", None)],
+        depths=[0, 100, 500, 700],
+    )  # fmt: skip
     progress: list[bench.Progress] = []
     records = tuple(bench.run(made, stock_lib, progress.append))
     assert [each.seconds for each in progress] == sorted(each.seconds for each in progress)
@@ -317,6 +372,33 @@ def test_everything_planned_was_measured(measured: bench.Results) -> None:
     assert [type(record) for record in measured.records[: len(configurations)]] == [bench.Opened] * len(configurations)
 
 
+def test_groups_in_force(measured: bench.Results) -> None:
+    """As the engine says after each measurement: no batch has raised it on the way."""
+    groups: dict[tuple[str, int], set[int]] = {}
+    for each in measured.of(bench.Measurement):
+        groups.setdefault((each.configuration.kind.split(":")[0], each.depth), set()).add(each.ga_n)
+    depths = (0, 100, 500, 700)
+    for kind, expected in {"stock": [1] * 4, "plain": [1] * 4, "4": [4] * 4, "auto": [1, 1, 2, 4]}.items():
+        assert [groups[kind, depth] for depth in depths] == [{ga_n} for ga_n in expected]
+    rows = [row for row in bench.summarize(measured.records) if row.configuration.is_auto]
+    assert {(row.depth, row.kind.removesuffix(row.configuration.attn)) for row in rows} == {
+        (0, "auto 1:64 "), (100, "auto 1:64 "), (500, "auto 2:64 "), (700, "auto 4:64 ")
+    }  # fmt: skip
+    assert all(row.baseline and row.baseline.is_stock and row.ratio for row in rows)
+
+
+def test_changes_of_the_group(measured: bench.Results) -> None:
+    """Each round of each that follows the length, at the last depth, before its memory is asked for."""
+    found = measured.of(bench.Change)
+    auto = [each for each in measured.plan.configurations if each.is_auto]
+    assert len(auto) == 4
+    assert [(each.round, each.configuration) for each in found] == list(itertools.product([1, 2], auto))
+    assert {(each.depth, each.ga_n, each.ga_n_new, each.threads) for each in found} == {(700, 4, 8, 1)}
+    assert all(0 < each.seconds < each.seconds_reading < 60 for each in found)
+    kinds = [type(record) for record in measured.records]
+    assert kinds[-len(measured.plan.configurations) - len(found) :][: len(found)] == [bench.Change] * len(found)
+
+
 def test_cache_and_memory(measured: bench.Results, tiny_model: Path) -> None:
     """The cache is as large as the formula says; the peak has it, and grows."""
     peaks: dict[Configuration, int] = {}
@@ -326,7 +408,7 @@ def test_cache_and_memory(measured: bench.Results, tiny_model: Path) -> None:
     for record in measured.of(bench.Opened):
         each = record.configuration
         expected = cache_size(
-            model_info(tiny_model).layers, measured.plan.n_ctx, ga_w=each.ga_w if each.ga_n > 1 else None,
+            model_info(tiny_model).layers, measured.plan.n_ctx, ga_w=64 if ":" in each.kind else None,
             n_ubatch=measured.plan.n_batch, flash_attn=each.flash,
         )  # fmt: skip
         assert record.cache_mib == pytest.approx(expected.n_bytes / 2**20, abs=0.03)
@@ -336,7 +418,7 @@ def test_cache_and_memory(measured: bench.Results, tiny_model: Path) -> None:
 def test_attention_and_devices(measured: bench.Results) -> None:
     for record in measured.of(bench.Opened):
         each = record.configuration
-        assert record.attention == ((Attention(each.attn, "CPU", (0, 1)),) if each.ga_n > 1 else ())
+        assert record.attention == ((Attention(each.attn, "CPU", (0, 1)),) if ":" in each.kind else ())
         if each.is_stock:
             assert record.memory == ()
             continue
@@ -377,23 +459,31 @@ def test_json(measured: bench.Results, tmp_path: Path) -> None:
 
 
 def test_json_of_an_earlier_version(measured: bench.Results) -> None:
-    """Version 1 did not know of ways and devices."""
+    """Version 2 did not know of groups that change, version 1 neither of ways and devices."""
     document = json.loads(measured.to_json())
-    assert document["version"] == 2
-    document["version"] = 1
+    assert document["version"] == 3
+    numbers = [i for i, each in enumerate(measured.plan.configurations) if not each.is_auto]
+    old = [record for record in measured.records if measured.plan.configurations.index(record.configuration) in numbers]
+    document["records"] = [record for record in document["records"] if record["configuration"] in numbers]
+    for configuration in document["plan"]["configurations"]:
+        del configuration["ga_n_max"]
     for record in document["records"]:
-        if record["record"] == "opened":
-            del record["attention"], record["memory"]
-    found = bench.Results.from_json(json.dumps(document))
-    for record, of in zip(found.records, measured.records, strict=True):
-        assert record == (dataclasses.replace(of, attention=(), memory=()) if isinstance(of, bench.Opened) else of)
+        record.pop("ga_n", None)
+    for version in (2, 1):
+        document["version"] = version
+        if version == 1:
+            for record in document["records"]:
+                if record["record"] == "opened":
+                    del record["attention"], record["memory"]
+            old = [dataclasses.replace(e, attention=(), memory=()) if isinstance(e, bench.Opened) else e for e in old]
+        assert list(bench.Results.from_json(json.dumps(document)).records) == old
     published = sorted(Path(__file__).parents[1].glob("docs/results/speed*.json"))
     assert published
     for path in published:
         results = bench.Results.from_json(path.read_text())
         assert bench.Results.from_json(results.to_json()) == results
-    document["version"] = 3
-    with pytest.raises(BenchError, match=r"^it is pyselfextend-bench 3, not pyselfextend-bench 2$"):
+    document["version"] = 4
+    with pytest.raises(BenchError, match=r"^it is pyselfextend-bench 4, not pyselfextend-bench 3$"):
         bench.Results.from_json(json.dumps(document))
 
 
@@ -455,6 +545,25 @@ def test_sliding_windows(tiny_models: dict[str, Path], stock_lib: Path, swa_full
             assert record.cache_mib == pytest.approx(expected.n_bytes / 2**20, abs=0.05)
 
 
+def test_keys_that_cannot_be_turned(tmp_path: Path) -> None:
+    """They are read anew with the group of the depth, as ``Llama`` does; there is no change to be timed."""
+    path = make_tiny().make(tmp_path / "model.gguf", "hunyuan-dense", 64)
+    made = small_plan(path, depths=[40, 60, 150], n_prefill=20, pairs=[("auto", 16)], plain=False, stock=False)
+    progress: list[bench.Progress] = []
+    records = list(bench.run(made, on_progress=progress.append))
+    groups = {each.depth: each.ga_n for each in records if isinstance(each, bench.Measurement)}
+    assert groups == {40: 1, 60: 4, 150: 8}
+    assert made.changed()
+    assert not any(isinstance(each, bench.Change) for each in records)
+    assert "filling the cache to 150, at 0: auto:16 fused, flash on, cache F16" in [each.text for each in progress]
+
+
+def test_a_depth_of_nothing_beyond_the_trained_context(tiny_model: Path) -> None:
+    """An empty cache forgets its group; it is set again before each measurement."""
+    made = small_plan(tiny_model, depths=[0], n_prefill=700, pairs=[("auto", 64)], plain=False, stock=False)
+    assert {each.ga_n for each in bench.run(made) if isinstance(each, bench.Measurement)} == {4}
+
+
 def test_the_deepest_depth_can_be_measured(tiny_model: Path) -> None:
     made = small_plan(tiny_model, depths=[(512 - 64 + 16) * 4 - 48], plain=False, stock=False, n_rounds=1)
     assert [record.depth for record in bench.run(made) if isinstance(record, bench.Memory)] == list(made.depths)
@@ -473,8 +582,48 @@ def opened(tiny_model: Path) -> Iterator[Worker]:
 def request(model: Path, lib: Path, **fields: object) -> dict[str, object]:
     return {
         "lib": str(lib), "model": str(model), "n_ctx": 1024, "n_batch": 64, "n_gpu_layers": 0, "swa_full": True,
-        "ga_n": 1, "ga_w": 0, "attn": "", "flash": True, "type_k": 1, "type_v": 1, **fields,
+        "ga_n": 1, "ga_n_max": 0, "ga_w": 0, "attn": "", "flash": True, "type_k": 1, "type_v": 1, **fields,
     }  # fmt: skip
+
+
+TURNS = """
+import ctypes, json, sys
+import numpy as np
+from pyselfextend.bench.worker import Bench
+
+bench = Bench(json.loads(sys.argv[1]))
+
+def keys():
+    "The state of the sequence, keys and values as they are, as F32; the few numbers before them are none."
+    n_bytes = bench.api.llama_state_seq_get_size(bench.ctx, 0)
+    state = (ctypes.c_uint8 * n_bytes)()
+    assert bench.api.llama_state_seq_get_data(bench.ctx, state, n_bytes, 0) == n_bytes
+    return np.frombuffer(bytes(state)[: n_bytes // 4 * 4], np.float32)
+
+list(bench.fill(0, 300, 1, 1))
+seen = []
+apply_shifts = bench.apply_shifts
+bench.apply_shifts = lambda: (apply_shifts(), seen.append((bench.group(), keys())))
+done = bench.change(300, 1, 1, 4)
+assert done["seconds"] > 0
+groups, (before, turned, after) = zip(*seen)
+assert turned.shape == before.shape == after.shape
+differ = lambda a, b: int(np.sum((a.view(np.int32) != b.view(np.int32)) & ~(np.abs(a - b) < 1e-4)))
+print(json.dumps([groups, differ(turned, before), differ(after, before), bench.group(), bench.n_past()]))
+"""
+
+
+def test_a_change_turns_the_keys(tiny_model: Path) -> None:
+    """In both layers, and back to what they were; the values and the rest of the state stay as they are."""
+    fields = request(tiny_model, _native.lib_dir(), ga_n_max=4, ga_w=64, attn="fused", type_k=0, type_v=0)
+    words = [sys.executable, "-c", TURNS, json.dumps(fields)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    groups, n_turned, n_left, group, n_past = json.loads(done.stdout)
+    assert (groups, group, n_past) == ([1, 4, 1], 1, 300)
+    n_keys = 300 * sum(layer.n_head_kv * layer.n_embd_head_k for layer in model_info(tiny_model).layers)
+    assert 0.5 * n_keys < n_turned < 1.1 * n_keys  # the slow dimensions turn by little
+    assert n_left < 0.01 * n_turned
 
 
 def mapped(pid: int) -> set[str]:
@@ -622,13 +771,13 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "pyselfextend", "bench", *map(str, words)]
 
 
-SMALL_OPTIONS = ("--pairs", "4:64", "--threads", "1", "--prefill", "40", "--decode", "4", "--rounds", "2")
+SMALL_OPTIONS = ("--pairs", "auto,4:64", "--threads", "1", "--prefill", "40", "--decode", "4", "--rounds", "2")
 
 
 def test_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
     outputs = ["--json", tmp_path / "s.json", "--plot", tmp_path / "s.png"]
     done = subprocess.run(
-        command(tiny_model, "--stock", stock_lib, "--depths", "0,64", *SMALL_OPTIONS, *outputs),
+        command(tiny_model, "--stock", stock_lib, "--depths", "0,600", *SMALL_OPTIONS, *outputs),
         capture_output=True,
         text=True,
     )
@@ -641,14 +790,23 @@ def test_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
     for title in (
         "Prefill, 40 tokens, 1 thread, F16 cache",
         "Decode, 4 tokens, 1 thread, F16 cache",
-        "Memory, up to a depth of 64",
+        "Memory, up to a depth of 600",
     ):
         assert title in done.stdout
     for row in bench.summarize(results.records):
         shown = bench_screen._number(row.speed.median)
-        assert any(shown in line and row.configuration.kind in line for line in done.stdout.splitlines())
+        assert any(shown in line and row.kind in line for line in done.stdout.splitlines())
+    assert {row.kind for row in bench.summarize(results.records) if row.configuration.is_auto} == {
+        "auto 1:64 fused", "auto 4:64 fused"
+    }  # fmt: skip
+    changes = results.of(bench.Change)
+    seconds, reading = statistics.median(each.seconds for each in changes), changes[0].seconds_reading
+    (line,) = [line for line in done.stdout.splitlines() if "changing the group" in line]
+    assert line.startswith("auto:64 fused, flash on, cache F16: changing the group of 600 tokens from 4 to 8 takes ")
+    assert f"takes {bench_screen._number(1000 * seconds)} ms (quartiles " in line
+    assert f"), {100 * seconds / reading:.2f}% of the " in line
     assert results.machine.cpu in done.stdout
-    assert "\n4:64 fused: attention fused on CPU (2 layers)\n" in done.stdout
+    assert "\nauto:64 fused and 4:64 fused: attention fused on CPU (2 layers)\n" in done.stdout
     (header,) = [line for line in done.stdout.splitlines() if " peak " in line and " cache " in line]
     assert header.split()[-2:] == ["on", "CPU"]
     for record in results.of(bench.Opened):
@@ -657,7 +815,7 @@ def test_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
         assert cells[3:] == [f"{memory.n_bytes / 2**20:.1f} MiB" for memory in record.memory]
     assert _native.load().build_info()["build_id"] in done.stdout
     assert done.stdout.count("baseline") == 5  # four, and the explanation
-    assert len(re.findall(r"^depth \d+: .* tokens/s$", done.stderr, re.MULTILINE)) == 2 * 4
+    assert len(re.findall(r"^depth \d+: .* tokens/s$", done.stderr, re.MULTILINE)) == 2 * 5
 
 
 def test_an_interrupted_command(tiny_model: Path, stock_lib: Path, tmp_path: Path) -> None:
@@ -679,10 +837,10 @@ def test_an_interrupted_command(tiny_model: Path, stock_lib: Path, tmp_path: Pat
     assert "Traceback" not in err
     results = bench.Results.from_json((tmp_path / "s.json").read_text())
     measured = results.of(bench.Measurement)
-    assert len([each for each in measured if each.depth == 0]) == 4 * 2 * 2
+    assert len([each for each in measured if each.depth == 0]) == 5 * 2 * 2
     assert {each.depth for each in measured} <= {0, 64}
     assert "Prefill, 40 tokens" in out
-    assert len(workers) == 4
+    assert len(workers) == 5
     assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
@@ -691,6 +849,8 @@ def test_an_interrupted_command(tiny_model: Path, stock_lib: Path, tmp_path: Pat
     [
         (["--pairs", "4"], "'4' is not G:W"),
         (["--pairs", "1:64"], "'1:64' is not G:W, a group size of at least 2"),
+        (["--pairs", "auto:"], "'auto:' is not G:W, a group size of at least 2 and a neighbour window, or auto"),
+        (["--pairs", "auto:512"], "bench: ga_w is 512; it must be below the trained context of 512 tokens"),
         (["--depths", "0,-5"], "-5 is not at least 0"),
         (["--depths", "0,5000", "--pairs", "4:64"], "bench: a depth of 5000 and 512 tokens more are beyond"),
         (["--cache", "F99"], "F99"),

@@ -17,7 +17,7 @@ from pseudo_terminal import run_at_terminal
 from pyselfextend import SettingError, cli
 from pyselfextend.commands import eval as eval_command
 from pyselfextend.commands._command import Command, LazyGroup, option
-from pyselfextend.commands._options import FRACTION, GGUF_FILE, CommaSeparated, Integer, Real
+from pyselfextend.commands._options import FRACTION, GGUF_FILE, CommaSeparated, GroupSize, Integer, Real
 
 #: What takes long to import. Neither help nor completion may need it.
 HEAVY = {"jinja2", "llama_cpp", "lm_eval", "matplotlib", "rich", "scipy", "statsmodels"}
@@ -68,7 +68,8 @@ def test_help_says_what_is_allowed_and_what_is_left_out() -> None:
     text = " ".join(run("demo", "--help").stdout.split())
     for words in (
         "--tokens N Length in the model's tokens. [default: 12000]",
-        "--ga-w W Neighbour window in tokens. [default: 1/8 of the trained window]",
+        "--ga-w W Neighbour window in tokens. [default: 1/8 of the trained window, at most 2048]",
+        "--ga-n G Group size; auto chooses it for the length of the text. [default: auto]",
         "Examples: pyselfextend demo pyselfextend demo --model model.gguf",
         "Exit status: 0 the extended model knows the fact 1 it does not 2 it cannot run; the message says why 130 int",
     ):
@@ -224,6 +225,9 @@ def test_a_command_that_is_not_there_leaves_the_others_alone(
         (("demo", "--tokens", "many"), "Invalid value for '--tokens': 'many' is not an integer"),
         (("demo", "--tokens", "2147483648"), "'--tokens': 2147483648 is not between 1 and 2147483647"),
         (("demo", "--ga-n", "1"), "'--ga-n': 1 is not at least 2; the plain model is shown anyway"),
+        (("demo", "--ga-n", "many"), "'--ga-n': 'many' is not an integer or auto"),
+        (("demo", "--ga-n", "AUTO"), "'--ga-n': 'AUTO' is not an integer or auto"),
+        (("plan", "m", "--ga-n", "0"), "'--ga-n': 0 is not at least 1"),
         (("demo", "--ga-w", "-1"), "'--ga-w': -1 is not at least 0"),
         (("demo", "--depth", "2"), "'--depth': 2 is not between 0 and 1"),
         (("demo", "--depth", "nan"), "'--depth': 'nan' is not a number"),
@@ -342,6 +346,8 @@ def convert(kind: click.ParamType, text: str) -> object:
         (Integer(1), "1", 1),
         (Integer(1, 3), "3", 3),
         (Integer(None, None), str(2**70), 2**70),
+        (GroupSize(2), "auto", "auto"),
+        (GroupSize(2), "2", 2),
         (Real(), "1e-3", 0.001),
         (FRACTION, "1", 1.0),
         (CommaSeparated(Integer(1)), "4", (4,)),
@@ -367,6 +373,8 @@ def test_what_is_given_is_read(kind: click.ParamType, text: str, value: object) 
     [
         (Integer(1), "1.5", "'1.5' is not an integer"),
         (Integer(1), "", "'' is not an integer"),
+        (GroupSize(2), "1", "1 is not at least 2"),
+        (GroupSize(2), "", "'' is not an integer or auto"),
         (Integer(None, 3), "4", "4 is not at most 3"),
         (Integer(1, 3), "0", "0 is not between 1 and 3"),
         (Integer(), str(2**31), "2147483648 is not at most 2147483647"),

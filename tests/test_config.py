@@ -32,7 +32,8 @@ def test_accepted_as_plain_integers(ga_n: int, ga_w: int | None) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, SETTING_MAX + 1, np.int64(-3)])
 def test_group_size_out_of_range(value: int) -> None:
-    with pytest.raises(SettingError, match=f"^ga_n is {value}; it must be an integer from 1 to {SETTING_MAX}$"):
+    allowed = f"an integer from 1 to {SETTING_MAX}, or 'auto'"
+    with pytest.raises(SettingError, match=f"^ga_n is {value}; it must be {allowed}$"):
         SelfExtendConfig(ga_n=value)
 
 
@@ -66,6 +67,7 @@ def test_frozen() -> None:
 def test_description_reads_well() -> None:
     info = SelfExtendInfo(
         ga_n=4,
+        ga_n_max=4,
         ga_w=1024,
         n_ctx_train=8192,
         n_ctx_reach=29696,
@@ -80,8 +82,12 @@ def test_description_reads_well() -> None:
     )
     both = dataclasses.replace(info, memory=(*info.memory, DeviceMemory("CUDA0", 2**20, 0, 0)))
     assert str(both).endswith(", memory 6.5 MiB on CPU, 1.0 MiB on CUDA0")
-    plain = dataclasses.replace(info, ga_n=1, n_ctx_reach=8192, attention=())
+    follows = dataclasses.replace(info, ga_n=2, ga_n_max=8)
+    assert str(follows).startswith("SelfExtend ga_n=2 (beyond 15360 tokens up to 8) ga_w=1024, trained context 8192")
+    assert follows.n_ctx_next == 15360  # (8192 - 1024 + 512) * 2
+    plain = dataclasses.replace(info, ga_n=1, ga_n_max=1, n_ctx_reach=8192, attention=())
     assert str(plain) == "plain model (ga_n=1), trained context 8192 tokens, memory 6.5 MiB on CPU"
+    assert plain.n_ctx_next == 8192
     assert len({info, both, plain, dataclasses.replace(info)}) == 3  # hashable
 
 

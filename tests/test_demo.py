@@ -14,6 +14,7 @@ from architectures import make_tiny
 
 from pyselfextend import DemoError, SelfExtendInfo, SettingError, positions
 from pyselfextend.cli import main
+from pyselfextend.commands import demo_run
 from pyselfextend.commands.demo_screen import Run, result_table
 from pyselfextend.groups import choose_ga_n
 from pyselfextend.prompts import Fact, build_prompt, prose
@@ -124,10 +125,65 @@ def test_a_model_that_does_not_know(tiny_model: Path, capsys: pytest.CaptureFixt
     output, errors = capsys.readouterr()
     assert status == 1
     assert errors == ""
-    for words in ("512 tokens", "900/900", "plain model", "ga_n=4 ga_w=64", "holds the fact", "KV cache", "MiB"):
+    for words in (
+        "512 tokens",
+        "900/900",
+        "plain model",
+        "ga_n=auto: reading",
+        "\nga_n=4 ga_w=64: ",
+        "SelfExtend, ga_n=4 ga_w=64",
+        "holds the fact",
+        "KV cache",
+        "MiB",
+    ):
         assert words in output
     assert str(Fact.of(3).number) in output
     assert "yes" not in output
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words", "ga_n"),
+    [  # trained on 512, ga_w 64: of two thirds, 341, less 64 a group has 277 1/3, and 32 of the tokens are the answer
+        (512 - 32 + 1, [], 2),
+        (64 + 554 - 32, [], 2),
+        (64 + 554 - 32 + 1, ["--ga-n", "auto"], 4),
+        (64 + 1109 - 32, [], 4),
+        (64 + 1109 - 32 + 1, [], 8),
+        (128 + 853 - 32 + 1, ["--ga-w", "128"], 8),
+        (900, ["--ga-n", "3"], 3),
+        (300, ["--ga-n", "2"], 2),
+    ],
+)
+def test_one_group_reads_the_whole_text(
+    tiny_model: Path,
+    tokens: int,
+    words: list[str],
+    ga_n: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From its first slice to the end of the answer; the plain model has none."""
+    groups: dict[bool, list[int]] = {}
+
+    class Watched(demo_run.Llama):
+        def eval(self, tokens: list[int]) -> None:
+            super().eval(tokens)
+            info = self.self_extend
+            groups.setdefault(info.ga_n_max > 1, []).append(info.ga_n)
+
+    monkeypatch.setattr("pyselfextend.opening.Llama", Watched)
+    assert main(["demo", "--model", str(tiny_model), "--tokens", str(tokens), "--threads", "1", *words]) == 1
+    assert {is_extended: set(found) for is_extended, found in groups.items()} == {False: {1}, True: {ga_n}}
+    assert min(map(len, groups.values())) > tokens // 256
+    assert f"\nga_n={ga_n} ga_w=" in capsys.readouterr().out
+
+
+def test_a_text_that_fits(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There auto is the plain model, and there is nothing to show."""
+    assert main(["demo", "--model", str(tiny_model), "--tokens", "480", "--threads", "1"]) == 2
+    output, errors = capsys.readouterr()
+    assert (output, errors.count("\n")) == ("", 1)
+    assert errors.endswith("auto is the plain model; give at least 481 tokens, or a group size\n")
 
 
 def test_a_model_that_cannot_be_extended(

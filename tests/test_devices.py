@@ -277,11 +277,12 @@ def test_what_lies_where(engine_lib: Path, rpc: str, tiny_models: dict[str, Path
         "test_sequences.py -k 'llama-64 and (seed0 or rollback or prefix)'",
         "test_shift.py -k 'rounded_caches or rollback or one_sequence or are_saved'",
         "test_state.py -k 'same_logits or larger_or_smaller or rollback'",
+        "test_groups.py -k 'not yarn and llama and (beyond or up_and_down or random) or states or wait'",
     ],
-    ids=["sequences", "shifts", "states"],
+    ids=["sequences", "shifts", "states", "groups"],
 )
 def test_sequences_on_a_device(engine_lib: Path, rpc: str, tests: str) -> None:
-    """Batches of several sequences, roll-backs, shifts and states: other tests, with all layers on the device."""
+    """Batches of several sequences, roll-backs, shifts, states and other groups: other tests, with all layers there."""
     environment = {
         "PYSELFEXTEND_DEVICE": "rpc",
         "PYSELFEXTEND_RPC": rpc,

@@ -158,13 +158,34 @@ def test_a_missing_extra_is_said_before_anything_runs(tiny_model: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_the_default_settings_are_plain_and_the_recommended_pair(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "settings"),
+    [
+        ("400,1000", ["plain", "plain", "auto:64", "auto:64"]),
+        ("300,400", ["plain", "plain", "2:64", "2:64"]),  # inside the trained window auto would be plain
+    ],
+)
+def test_the_default_settings(tiny_model: Path, tmp_path: Path, lengths: str, settings: list[str]) -> None:
     done = run(
-        "passkey", tiny_model, "--lengths", "1000", "--depths", "0", "--digits", "5", "--no-report", "--out", tmp_path
+        "passkey", tiny_model, "--lengths", lengths, "--depths", "0", "--digits", "5", "--no-report", "--out", tmp_path
     )
     assert done.returncode == 0, done.stderr
     results = read_results([tmp_path / "results.jsonl"])[0]
-    assert [result.setting for result in results] == ["plain", "4:64"]  # 64 + (1013 - 64) / 4 < 2/3 * 512
+    assert [result.setting for result in results] == settings
+    assert not [result.error for result in results if result.error]
+
+
+def test_auto_beside_the_pair_that_it_chooses(tiny_model: Path, tmp_path: Path) -> None:
+    """4 for 1,013 tokens, by the authors' rule: 64 + (1013 - 64) / 4 < 2/3 * 512."""
+    options = ["passkey", tiny_model, "--lengths", "1000", "--depths", "0,0.5", "--digits", "5", "--threads", "1"]
+    done = run(*options, "--setting", "plain,auto,auto:64,4:64,auto:32", "--out", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 8)  # a line for each result, and no warning
+    results = read_results([tmp_path / "results.jsonl"])[0]
+    answers = {setting: [r.answer for r in results if r.setting == setting] for setting in {r.setting for r in results}}
+    assert sorted(answers) == ["4:64", "auto:32", "auto:64", "plain"]
+    assert answers["auto:64"] == answers["4:64"] != answers["plain"]
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "plain up to 512 tokens, group 2 up to 618, group 4 up to 1,173, group 8 up to 2,282, and so on" in page
 
 
 def test_a_sweep_is_every_pair(tiny_model: Path, tmp_path: Path) -> None:
@@ -180,7 +201,7 @@ def test_a_sweep_is_every_pair(tiny_model: Path, tmp_path: Path) -> None:
     [
         ((), "Missing argument 'MODEL...'"),
         (("missing.gguf",), "missing.gguf"),
-        (("MODEL", "--setting", "fast"), "the setting is 'fast'; it must be plain, G:W"),
+        (("MODEL", "--setting", "fast"), "the setting is 'fast'; it must be plain, auto, also"),
         (("MODEL", "--setting", "1:64"), "ga_n is 1; it must be an integer from 2"),
         (("MODEL", "--cache", "Q9"), "'Q9' is not one of F32, F16, BF16, Q8_0"),
         (("MODEL", "--lengths", "0"), "0 is not between 1 and 16777216"),

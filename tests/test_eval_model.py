@@ -7,6 +7,7 @@ with a model that has forgotten all that it was asked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from reference import Reference, log_softmax
 
-from pyselfextend import EvalError, SelfExtendError
+from pyselfextend import EvalError, Llama, SelfExtendError
 from pyselfextend.eval.cases import Tokens
 from pyselfextend.eval.model import EvalModel
 from pyselfextend.eval.settings import Rope, Setting
@@ -24,7 +25,7 @@ from pyselfextend.eval.sharing import N_SLICE
 N_CTX = 1800
 
 #: Plain caches; windows that have forgotten keys, in a near part of two slices and of three; sliding windows, which
-#: states leave out; keys that cannot be turned; layers without RoPE.
+#: states leave out; keys that cannot be turned; layers without RoPE; groups that follow the length.
 CASES = [
     ("llama", "plain"),
     ("llama", "5:64"),
@@ -35,18 +36,34 @@ CASES = [
     ("gpt-oss", "5:64"),
     ("hunyuan-dense", "5:64"),
     ("smollm3", "8:200"),
+    ("llama", "auto:64"),
+    ("gemma3", "auto:64"),
+    ("hunyuan-dense", "auto:64"),
 ]
 
+#: Cases whose windows states leave out, so that nothing is kept of prompts that the near part does not hold.
+NOT_KEPT = {("gemma3", "5:64"), ("gpt-oss", "5:64"), ("gemma3", "auto:64")}
+
 Ask = Callable[[EvalModel], Any]
+
+
+def group_of(n_tokens: int, setting: str = "auto:64") -> int:
+    """What auto reads a text with, by the authors' rule ``2/3 * L > W + (N - W) / G``; of other settings 0."""
+    if not setting.startswith("auto"):
+        return 0
+    ga_n = 1 if n_tokens <= 512 else 2
+    while ga_n > 1 and 2 * 512 * ga_n <= 3 * (64 * ga_n + n_tokens - 64):
+        ga_n *= 2
+    return ga_n
 
 
 def random_tokens(n: int, seed: int) -> Tokens:
     return tuple(int(token) for token in np.random.default_rng(seed).integers(3, 360, n))
 
 
-def open_model(path: Path, setting: str, **options: Any) -> EvalModel:
+def open_model(path: Path, setting: str, n_ctx: int = N_CTX, **options: Any) -> EvalModel:
     rope = Rope.of(path)
-    return EvalModel(path, Setting.parse(setting).resolve(rope, N_CTX), rope, N_CTX, **{"n_threads": 1, **options})
+    return EvalModel(path, Setting.parse(setting).resolve(rope, n_ctx), rope, n_ctx, **{"n_threads": 1, **options})
 
 
 def log_probs(prompt: Tokens, continuation: Tokens, n_keep: int = 0, again: bool = False) -> Ask:
@@ -119,7 +136,7 @@ def test_what_was_asked_before_does_not_show(tiny_models: dict[str, Path], name:
 @pytest.mark.parametrize(("name", "setting"), CASES)
 def test_choices_of_one_prompt(tiny_models: dict[str, Path], name: str, setting: str) -> None:
     """Long ones and short ones behind each other, also where the neighbour window has forgotten keys; the prompt is
-    evaluated once, but for models with windows of two kinds."""
+    evaluated once, but for models with windows of two kinds, and for each change of the group."""
     path = tiny_models[name]
     choices = [random_tokens(n, 20 + i) for i, n in enumerate([30, 300, 2, 140, 1, 140])]
     counter = Counter()
@@ -131,24 +148,27 @@ def test_choices_of_one_prompt(tiny_models: dict[str, Path], name: str, setting:
             for choice, given in zip(choices, found, strict=True):
                 forget(fresh)
                 assert given == log_probs(prompt, choice)(fresh)
-            if (name, setting) not in {("gemma3", "5:64"), ("gpt-oss", "5:64")} or n_prompt == 100:
-                assert counter.n == n_prompt + sum(len(choice) - 1 for choice in choices)
+            if (name, setting) not in NOT_KEPT or n_prompt == 100:
+                n_times = len(list(groupby(group_of(n_prompt + len(choice) - 1, setting) for choice in choices)))
+                assert counter.n == n_times * n_prompt + sum(len(choice) - 1 for choice in choices)
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES)
 def test_a_beginning_is_evaluated_once(tiny_models: dict[str, Path], name: str, setting: str) -> None:
-    """Two slices of it, but for models with windows of two kinds."""
+    """Two slices of it, but for models with windows of two kinds, and by texts with one group."""
     beginning = random_tokens(2 * N_SLICE, 1)
     prompts = [beginning + random_tokens(n, 30 + n) for n in (5, 90, 200)]
     counter = Counter()
     with open_model(tiny_models[name], setting, progress=counter) as model:
         for prompt in prompts:
             model.answer(prompt, 1, n_keep=2 * N_SLICE)
-    n_shared = 0 if (name, setting) in {("gemma3", "5:64"), ("gpt-oss", "5:64")} else 2 * N_SLICE
-    assert counter.n == sum(map(len, prompts)) - 2 * n_shared
+    n_shared = 0 if (name, setting) in NOT_KEPT else 2 * N_SLICE
+    n_groups = len({group_of(len(prompt) + 1, setting) for prompt in prompts})
+    assert n_groups == (2 if setting == "auto:64" else 1)
+    assert counter.n == sum(map(len, prompts)) - (3 - n_groups) * n_shared
 
 
-@pytest.mark.parametrize("setting", ["plain", "5:64"])
+@pytest.mark.parametrize("setting", ["plain", "5:64", "auto:64"])
 def test_an_interruption_does_not_show(tiny_model: Path, setting: str) -> None:
     """Neither one in a prompt nor one in what follows it."""
     prompt, continuation = random_tokens(1300, 1), random_tokens(300, 2)
@@ -173,6 +193,72 @@ def test_an_interruption_does_not_show(tiny_model: Path, setting: str) -> None:
                 ask()
             model.progress = None
             assert (scores(), answer()) == expected
+
+
+# -- auto is the pair of each length
+
+#: Tokens that are read, on both sides of the limits: 512, 618, 1173.
+LENGTHS = [40, 511, 512, 513, 600, 618, 619, 1173, 1174, 1500, N_CTX]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "hunyuan-dense", "smollm3"])
+def test_auto_is_the_pair_of_each_length(tiny_models: dict[str, Path], name: str) -> None:
+    """Bit by bit, in any order, whatever beginnings are shared and kept. Inside the trained window it is the plain
+    model, up to rounding."""
+    path = tiny_models[name]
+    text = random_tokens(N_CTX + 1, 8)
+    asked: list[tuple[int, str, Ask]] = []
+    for n in LENGTHS:
+        n_more = min(n // 2, 140)
+        prompt, more = text[: n - n_more], text[n - n_more : n + 1]
+        n_keep = (len(prompt) - 1) // N_SLICE * N_SLICE
+        asked.append((n, "scores", log_probs(prompt, more, n_keep)))
+        asked.append((n, "scores of two", log_probs(prompt, more, n_keep, again=True)))
+        asked.append((n, "answer", lambda m, p=text[: n - 9], k=n_keep: m.answer(p, 9, n_keep=k)))
+    expected: dict[tuple[int, str], Any] = {}
+    exact = {"type_k": "F32", "type_v": "F32", "flash_attn": False}
+    for ga_n, setting, n_ctx in ((1, "plain", N_CTX), (2, "2:64", 960), (4, "4:64", N_CTX), (8, "8:64", N_CTX)):
+        with open_model(path, setting, n_ctx, **exact) as pair:
+            for n, what, ask in asked:
+                if group_of(n) == ga_n:
+                    forget(pair)
+                    expected[n, what] = ask(pair)
+    assert len(expected) == len(asked)
+    rng = np.random.default_rng(3)
+    with open_model(path, "auto:64", **exact) as model:
+        for i in [*range(len(asked)), *rng.integers(0, len(asked), 60)]:
+            n, what, ask = asked[i]
+            found, right = ask(model), expected[n, what]
+            if n > 512 or what == "answer":
+                assert found == right, (n, what)
+            else:
+                n_values = len(right) // 9  # eight bytes and a truth
+                a, b = (np.frombuffer(each[: 8 * n_values]) for each in (found, right))
+                assert np.abs(a - b).max() < 1e-3
+                assert np.array_equal(*(np.frombuffer(each[8 * n_values :], dtype=bool) for each in (found, right)))
+        # Another group shows: these are read with 2, and with 4.
+        short, long = (log_probs(text[:600], text[600:n])(model)[:8] for n in (619, 620))
+        assert abs(np.frombuffer(short)[0] - np.frombuffer(long)[0]) > 1e-3
+
+
+def test_the_group_is_that_of_llama(tiny_model: Path) -> None:
+    """What is measured is what a user gets, for a prompt and the answer that is asked for."""
+    rope = Rope.of(tiny_model)
+    setting = Setting.parse("auto").resolve(rope, N_CTX)
+    with Llama(tiny_model, n_ctx=N_CTX, n_threads=1, verbose=False, **setting.arguments(rope)) as llm:
+        for n in LENGTHS:
+            llm.create_completion(list(random_tokens(n - 5, n)), max_tokens=5)
+            assert llm.self_extend.ga_n == setting.group(rope, n) == group_of(n)
+
+
+def test_auto_inside_the_trained_window_is_the_plain_model(tiny_model: Path) -> None:
+    """Where the whole context is: bit by bit, and nothing of SelfExtend is there."""
+    asked = [log_probs(random_tokens(n, n), random_tokens(40, 1)) for n in (10, 470, 200)]
+    with open_model(tiny_model, "auto", 512) as auto, open_model(tiny_model, "plain", 512) as plain:
+        assert auto._llm.self_extend == plain._llm.self_extend
+        assert [ask(auto) for ask in asked] == [ask(plain) for ask in asked]
+        with pytest.raises(EvalError, match="513 tokens do not fit into the context of 512 tokens"):
+            auto.answer(random_tokens(500, 1), 13)
 
 
 # -- what is computed

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import architectures
 import learned_positions
@@ -16,11 +17,14 @@ import pytest
 from reference import Reference, log_softmax
 
 from pyselfextend import EvalError, ModelFileError, SelfExtendError, SettingError
+from pyselfextend.cache_size import cache_size
+from pyselfextend.eval import run
 from pyselfextend.eval.cases import Case, Choose, Score, Task, Tokenizer
 from pyselfextend.eval.model import EvalModel
 from pyselfextend.eval.results import Result
 from pyselfextend.eval.run import Column, Options, evaluate
 from pyselfextend.eval.settings import Rope, Setting
+from pyselfextend.eval.sharing import cost
 from pyselfextend.eval.tasks.niah import Niah
 from pyselfextend.eval.tasks.passkey import Passkey
 from pyselfextend.eval.tasks.ppl import Perplexity
@@ -110,7 +114,7 @@ def test_what_prompts_share_does_not_show(models: list[Path]) -> None:
             cases = list(task.cases(tokenizer))
             return (cases[i] for i in self.indexes)
 
-    for setting in settings("plain", "4:64"):
+    for setting in settings("plain", "4:64", "auto"):
         planned = without_times(list(evaluate(models[:1], [task], [setting], options=ONE)))
         (backwards,) = [
             without_times(list(evaluate(models[:1], [Some(tuple(reversed(range(6))))], [setting], options=ONE)))
@@ -120,9 +124,69 @@ def test_what_prompts_share_does_not_show(models: list[Path]) -> None:
             assert without_times(list(evaluate(models[:1], [Some((i,))], [setting], options=ONE))) == [planned[i]]
 
 
+def test_auto_reads_each_case_with_the_group_of_its_length(models: list[Path]) -> None:
+    """By the authors' rule: 499 tokens with the answer are plain, 612 are grouped by 2, 913 and 1,113 by 4."""
+    task = replace(PASSKEY, lengths=(486, 599, 900, 1100))
+    auto = list(evaluate(models[:1], [task, PPL], settings("auto", "auto:64"), options=ONE))
+    assert [result.setting for result in auto] == ["auto:64"] * 16  # one setting, asked once
+    assert not [result.error for result in auto if result.error]
+    fixed = {
+        (result.key, result.setting): result
+        for result in evaluate(models[:1], [task, PPL], settings("plain", "2:64", "4:64"), options=ONE)
+    }
+    for result in auto:
+        n = int(result.axes["n_tokens"])
+        group = "plain" if n < 500 else "2:64" if n == 599 else "4:64"
+        expected = fixed[result.key, group]
+        if group == "plain":
+            assert result.nll == (expected.nll and pytest.approx(expected.nll, rel=1e-3))
+        else:
+            assert (result.answer, result.score, result.nll) == (expected.answer, expected.score, expected.nll)
+
+
+def test_what_groups_do_not_share_is_planned(models: list[Path]) -> None:
+    """Texts with one beginning, with groups of 2 and 4: each group reads it once, and the progress adds up."""
+
+    @dataclass(frozen=True)
+    class Texts:
+        name: str = "texts"
+        chat: bool = False
+        n_ctx: int = 910
+
+        def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:
+            text = tuple(np.random.default_rng(2).integers(3, 360, 910).tolist())
+            for n in (600, 610, 900, 910):
+                yield Case("texts", str(n), {}, Score(text[:n], 2))
+
+    done = {}
+    for setting in ("plain", "auto"):
+        watcher = Watcher()
+        assert len(list(evaluate(models[:1], [Texts()], settings(setting), options=ONE, watcher=watcher))) == 4
+        ((_, _, total, _),) = watcher.columns
+        assert 0.99 * total < watcher.done[0] <= total
+        done[setting] = watcher.done[0]
+    assert done["auto"] - done["plain"] == pytest.approx(cost(512, 0))
+
+
+def test_the_cache_of_auto(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a near part where the context is longer than the trained window."""
+    windows: list[int | None] = []
+
+    def spied(*args: Any, ga_w: int | None, **kwargs: Any) -> Any:
+        windows.append(ga_w)
+        return cache_size(*args, ga_w=ga_w, **kwargs)
+
+    monkeypatch.setattr(run, "cache_size", spied)
+    for length in (486, 900):
+        task = replace(PASSKEY, lengths=(length,), depths=(0.0,))
+        assert len(list(evaluate(models[:1], [task], settings("auto", "plain", "4:32"), options=ONE))) == 3
+    assert windows == [None, None, 32, 64, None, 32]
+
+
 def test_failed_cases_are_recorded_and_the_rest_goes_on(tiny_models: dict[str, Path]) -> None:
     path = tiny_models["llama-yarn"]
-    results = list(evaluate([path], [PASSKEY], settings("yarn", "2:64", "2:512", "plain"), options=ONE))
+    chosen = settings("yarn", "2:64", "2:512", "auto:512", "plain")
+    results = list(evaluate([path], [PASSKEY], chosen, options=ONE))
     errors = {setting: {r.error for r in results if r.setting == setting} for setting in {r.setting for r in results}}
     reach = (512 - 64 + 32) * 2
     assert errors == {
@@ -131,10 +195,11 @@ def test_failed_cases_are_recorded_and_the_rest_goes_on(tiny_models: dict[str, P
         },
         "2:64": {"", f"2:64 reaches {reach} tokens, the case needs 1113"},
         "2:512": {"ga_w is 512; it must be below the trained context of 512 tokens"},
+        "auto:512": {"ga_w is 512; it must be below the trained context of 512 tokens"},
         "plain": {""},
     }
     assert all((r.score is None) == bool(r.error) for r in results)
-    assert len(results) == 4 * 6
+    assert len(results) == 5 * 6
 
 
 def test_an_architecture_that_is_not_supported_is_a_failure(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
@@ -182,15 +247,18 @@ def test_positions_that_do_not_exist_are_not_asked_for(tmp_path: Path) -> None:
     """llama.cpp aborts where a model with learned positions is given more tokens than it has of them."""
     path = learned_positions.make(tmp_path / "gpt2.gguf")
     task = replace(PPL, lengths=(300, 700), windows=1)
-    results = list(evaluate([path], [task], settings("plain", "yarn", "2:64"), options=ONE))
+    results = list(evaluate([path], [task], settings("plain", "yarn", "auto", "2:64"), options=ONE))
     reach = "a model with learned positions reaches 512 tokens, the case needs 700"
-    assert [(r.setting, r.error) for r in results[:4]] == [
+    assert [(r.setting, r.error) for r in results[:6]] == [
         ("plain", ""),
         ("plain", reach),
         ("yarn", "yarn scales RoPE, which the model does not have"),
         ("yarn", "yarn scales RoPE, which the model does not have"),
+        ("auto:64", ""),
+        ("auto:64", reach),
     ]
-    assert all("not support" in r.error for r in results[4:])
+    assert results[0].nll == results[4].nll  # no more is opened than there are positions
+    assert all("not support" in r.error for r in results[6:])
 
 
 def test_models_that_cannot_be_asked(tmp_path: Path, models: list[Path]) -> None:

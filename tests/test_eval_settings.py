@@ -18,17 +18,35 @@ from pyselfextend.eval.settings import Rope, Setting
 ROPE = Rope(8192, 100000.0, 64)
 
 
-@pytest.mark.parametrize("text", ["plain", "4:1024", "2:0", "yarn", "linear", "ntk", "yarn:4", "ntk:2.5"])
+@pytest.mark.parametrize("text", ["plain", "auto", "auto:1024", "auto:0", "4:1024", "2:0", "yarn", "ntk:2.5"])
 def test_a_setting_reads_as_it_is_written(text: str) -> None:
     assert str(Setting.parse(text)) == text
     assert Setting.parse(str(Setting.parse(text))) == Setting.parse(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Plain", "plain:2", "4", "4:", ":4", "4:-1", "4:1024:1", "dynamic", "yarn-4", "4.5:1"]
+    "text",
+    [
+        "",
+        "Plain",
+        "plain:2",
+        "4",
+        "4:",
+        ":4",
+        "4:-1",
+        "4:1024:1",
+        "dynamic",
+        "yarn-4",
+        "4.5:1",
+        "auto:",
+        "auto:-1",
+        "auto:4:64",
+        "auto:x",
+        "auto:1.5",
+    ],
 )
 def test_what_is_no_setting(text: str) -> None:
-    with pytest.raises(SettingError, match=r"the setting is .*; it must be plain, G:W .*yarn, linear or ntk"):
+    with pytest.raises(SettingError, match=r"the setting is .*; it must be plain, auto, .* G:W .*yarn, linear or ntk"):
         Setting.parse(text)
 
 
@@ -38,8 +56,8 @@ def test_factors_that_are_not_allowed(text: str) -> None:
         Setting.parse(text)
 
 
-@pytest.mark.parametrize("text", ["1:64", "0:64", "99999999999:64", "4:99999999999"])
-def test_pairs_that_are_not_allowed(text: str) -> None:
+@pytest.mark.parametrize("text", ["1:64", "0:64", "99999999999:64", "4:99999999999", "auto:99999999999"])
+def test_pairs_and_windows_that_are_not_allowed(text: str) -> None:
     with pytest.raises(SettingError, match=r"ga_[nw] is [0-9]+; it must be an integer from"):
         Setting.parse(text)
     assert issubclass(NotAnIntegerError, SettingError)
@@ -54,14 +72,52 @@ def test_a_factor_that_is_left_open_fits_the_context() -> None:
         assert Setting.parse(text).resolve(ROPE, 16384) == Setting.parse(text)
 
 
-def test_a_pair_that_does_not_fit_the_model() -> None:
+@pytest.mark.parametrize("n_ctx", [100, 16384])
+def test_a_window_that_is_left_open_is_the_model_s(n_ctx: int) -> None:
+    """Whatever the context is: the results of one setting have one name."""
+    assert str(Setting.parse("auto").resolve(ROPE, n_ctx)) == "auto:1024"
+    assert str(Setting.parse("auto").resolve(Rope(131072, 10000.0, 64), n_ctx)) == "auto:2048"
+    assert Setting.parse("auto:1024").resolve(ROPE, n_ctx) == Setting.parse("auto").resolve(ROPE, n_ctx)
+    assert str(Setting.parse("auto:7").resolve(ROPE, n_ctx)) == "auto:7"
+
+
+@pytest.mark.parametrize("text", ["2:8192", "auto:8192"])
+def test_a_window_that_does_not_fit_the_model(text: str) -> None:
     with pytest.raises(SettingError, match="ga_w is 8192; it must be below the trained context of 8192 tokens"):
-        Setting.parse("2:8192").resolve(ROPE, 16384)
+        Setting.parse(text).resolve(ROPE, 16384)
+
+
+def test_which_group_reads_a_text() -> None:
+    """Of auto a power of two by the authors' rule, ``2/3 * L > W + (N - W) / G``, and 1 inside the trained window."""
+    auto = Setting.parse("auto:1024").resolve(ROPE, 16384)
+    seen = set()
+    for n_tokens in (1, 8191, 8192, 8193, *range(8200, 70000, 1531)):
+        expected = 1 if n_tokens <= 8192 else 2
+        while expected > 1 and 2 * 8192 * expected <= 3 * (1024 * expected + n_tokens - 1024):
+            expected *= 2
+        assert auto.group(ROPE, n_tokens) == expected
+        seen.add(expected)
+    assert seen == {1, 2, 4, 8, 16}
+    for text, ga_n in (("plain", 1), ("4:1024", 4), ("yarn:2", 1)):
+        assert Setting.parse(text).group(ROPE, 100) == Setting.parse(text).group(ROPE, 16384) == ga_n
 
 
 def test_how_far_settings_reach() -> None:
     assert Setting.parse("4:1024").n_ctx_max(ROPE) == (8192 - 1024) * 4 + 1024
-    assert Setting.parse("plain").n_ctx_max(ROPE) is Setting.parse("yarn:4").n_ctx_max(ROPE) is None
+    for text in ("plain", "auto", "yarn:4"):
+        assert Setting.parse(text).n_ctx_max(ROPE) is None
+        assert Setting.parse(text).n_ctx_max(Rope(8192, 0.0, 0, is_learned=True)) == 8192
+
+
+@pytest.mark.parametrize("text", ["plain", "yarn:4", "linear:4", "ntk:4"])
+def test_what_is_not_selfextend_says_so(text: str) -> None:
+    """Without, a longer context would be one with SelfExtend."""
+    assert Setting.parse(text).arguments(ROPE)["ga_n"] == 1
+
+
+def test_arguments_of_selfextend() -> None:
+    assert Setting.parse("4:64").arguments(ROPE) == {"ga_n": 4, "ga_w": 64}
+    assert Setting.parse("auto").resolve(ROPE, 9000).arguments(ROPE) == {"ga_n": "auto", "ga_w": 1024}
 
 
 def test_what_a_file_says(tiny_models: dict[str, Path], tmp_path: Path) -> None:

@@ -108,6 +108,31 @@ def test_where_it_is_raised(llama: tuple[Path, Any]) -> None:
         assert ctx.group() == 1  # the next text begins anew
 
 
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_batch_of_several_sequences(llama: tuple[Path, Any], unified: bool) -> None:
+    """Each is raised at its own limit, in streams of their own; with one buffer, at the first limit of any."""
+    path, model = llama
+    tokens = [some_tokens(150, seed=seed).tolist() for seed in range(2)]
+    options: dict[str, Any] = {"n_seq_max": 2, "kv_unified": unified, "n_ctx": 2 * N_CTX, "type_k": F32, "type_v": F32}
+    with Context(model, 1, GA_W, ga_n_max=GA_N_MAX, flash_attn_type=0, **options) as ctx:
+        for seq, n_before in enumerate([10, 60]):
+            ctx.logits(tokens[seq][:n_before], seq=seq)
+        batch = [
+            (tokens[seq][n_before + i], n_before + i, seq) for i in range(40) for seq, n_before in ((0, 10), (1, 60))
+        ]
+        status, logits = ctx.decode(batch)
+        assert status == 0
+        assert [ctx.group(seq) for seq in (0, 1)] == ([2, 2] if unified else [1, 2])
+        references = [CachedReference(path, 1, GA_W) for _ in range(2)]
+        for seq, n_before in enumerate([10, 60]):
+            references[seq].extend(tokens[seq][:n_before])
+        for (token, pos, seq), row in zip(batch, logits, strict=True):
+            ga_n = raised(pos, references[seq].ga_n)
+            for reference in references if unified else [references[seq]]:
+                reference.ga_n = max(ga_n, reference.ga_n)
+            assert np.abs(row - references[seq].extend([token])[0]).max() < 5e-3, (pos, seq)
+
+
 def test_a_position_beyond_the_last_group(llama: tuple[Path, Any]) -> None:
     _, model = llama
     tokens = some_tokens(130).tolist()
@@ -379,6 +404,75 @@ def test_a_state_joins_a_buffer_with_another_group(llama: tuple[Path, Any]) -> N
                 assert np.abs(ctx.logits(tokens[60:].tolist(), 60, seq) - expected).max() < 5e-3
 
 
+def test_changes_that_wait_with_copies_and_shifts(llama: tuple[Path, Any]) -> None:
+    """A copy's keys are in the group of its source; a shift is carried out in the old group before the new comes."""
+    path, model = llama
+    tokens = some_tokens(200)
+    options: dict[str, Any] = {"n_seq_max": 3, "kv_unified": False, "n_ctx": 3 * N_CTX, "type_k": F32, "type_v": F32}
+    with Context(model, 1, GA_W, ga_n_max=GA_N_MAX, flash_attn_type=0, **options) as ctx:
+        assert ctx.set_group(0, 4)
+        references = [CachedReference(path, 4, GA_W)]
+        references[0].extend(tokens[:100])
+        ctx.logits(tokens[:100].tolist())
+        for seq, ga_n in [(1, 2), (2, 3)]:
+            ctx.copy(0, seq)
+            assert ctx.group(seq) == 4
+            assert ctx.set_group(seq, ga_n)
+            references.append(references[0].fork())
+            references[seq].ga_n = ga_n
+        ctx.set_group(0, 6)
+        ctx.remove(0, 5, 38)
+        ctx.shift(0, 38, -1, -33)
+        references[0].ga_n = 6
+        references[0].remove(5, 38)
+        references[0].shift(38, 1 << 30, -33)
+        for seq, first in [(1, 100), (0, 67), (2, 100)]:
+            exact = follow(references[seq], tokens[100:140])
+            assert np.abs(ctx.logits(tokens[100:140].tolist(), first, seq) - exact).max() < 5e-3, seq
+
+
+def test_a_shift_beyond_the_reach_raises_the_group(llama: tuple[Path, Any]) -> None:
+    """As tokens there would; beyond the last reach it is refused."""
+    path, model = llama
+    tokens = some_tokens(80)
+    reference = CachedReference(path, 1, GA_W)
+    reference.extend(tokens[:60])
+    with Context(model, 1, GA_W, ga_n_max=4, n_ctx=208, type_k=F32, type_v=F32, flash_attn_type=0) as ctx:
+        ctx.logits(tokens[:60].tolist())
+        ctx.shift(0, 30, -1, 200)  # 259 is beyond the reach of 4, 208
+        assert (ctx.pos_max(), ctx.group()) == (59, 1)
+        ctx.shift(0, 30, -1, 60)
+        assert (ctx.pos_max(), ctx.group()) == (119, 4)
+        reference.shift(30, 60, 60)
+        reference.ga_n = 4
+        exact = reference.extend(tokens[60:])
+        assert np.abs(ctx.logits(tokens[60:].tolist(), 120) - exact).max() < 5e-3
+
+
+def test_what_is_empty_begins_anew(llama: tuple[Path, Any]) -> None:
+    _, model = llama
+    tokens = some_tokens(10).tolist()
+    options: dict[str, Any] = {"n_seq_max": 3, "n_ctx": 3 * N_CTX}
+    with Context(model, 1, GA_W, ga_n_max=GA_N_MAX, kv_unified=False, **options) as ctx:
+        for seq in range(3):
+            ctx.logits(tokens, seq=seq)
+            assert ctx.set_group(seq, 4)
+        assert ctx.remove(1, -1)
+        assert [ctx.group(seq) for seq in range(3)] == [4, 1, 4]
+        assert ctx.set_group(1, 2)  # of the text that comes
+        assert ctx.remove(1, -1)  # nothing is removed
+        assert [ctx.group(seq) for seq in range(3)] == [4, 2, 4]
+        ctx.api.llama_memory_clear(ctx.memory, False)
+        assert [ctx.group(seq) for seq in range(3)] == [1, 2, 1]
+    with Context(model, 1, GA_W, ga_n_max=GA_N_MAX, kv_unified=True, **options) as ctx:
+        ctx.logits(tokens, seq=1)
+        assert ctx.set_group(2, 4)
+        ctx.keep(1)
+        assert ctx.group(1) == 4
+        ctx.keep(0)
+        assert ctx.group(1) == 1
+
+
 #
 # what cannot be done
 #
@@ -432,28 +526,98 @@ def test_keys_that_cannot_be_turned(tmp_path: Path) -> None:
         assert np.abs(ctx.logits(tokens.tolist()) - exact).max() < 5e-3
 
 
+def test_a_state_that_cannot_be_turned(tmp_path: Path) -> None:
+    """To the group of other sequences in the same buffer."""
+    path = architectures.make_tiny().make(tmp_path / "hunyuan.gguf", "hunyuan-dense", N_CTX_TRAIN)
+    tokens = some_tokens(60).tolist()
+    with (
+        open_model(path) as model,
+        Context(model, 1, GA_W, ga_n_max=GA_N_MAX, n_seq_max=2, kv_unified=True, n_ctx=2 * N_CTX) as ctx,
+    ):
+        ctx.set_group(0, 4)
+        ctx.logits(tokens)
+        data = ctx.save(0)
+        assert ctx.remove(0, -1)
+        ctx.logits(tokens[:10])
+        assert not ctx.load(data, 1)
+        assert ctx.library.last_error() == (
+            "the state was saved with ga_n = 4, other sequences in the same buffer have ga_n = 1, and the keys of this "
+            "model cannot be turned to another group"
+        )
+        assert (ctx.pos_max(0), ctx.pos_max(1), ctx.group()) == (9, -1, 1)
+        assert ctx.load(data, 0)  # in the place of the others
+        assert (ctx.pos_max(0), ctx.group()) == (59, 4)
+
+
+@contextmanager
+def aborting(ctx: Context) -> Iterator[list[bool]]:
+    """A context whose computations end when the list has an element that is true."""
+    is_over: list[bool] = []
+    callback = ctx.api.ggml_abort_callback(lambda _: any(is_over))
+    ctx.api.llama_set_abort_callback(ctx.ctx, callback, None)
+    yield is_over
+    ctx.api.llama_set_abort_callback(ctx.ctx, ctx.api.ggml_abort_callback(), None)
+
+
+STREAMS: dict[str, Any] = {"n_seq_max": 2, "kv_unified": False, "n_ctx": 2 * N_CTX, "type_k": F32, "type_v": F32}
+
+
 def test_a_change_that_is_interrupted(llama: tuple[Path, Any]) -> None:
-    """What was being turned is lost, and said: the sequence can be removed and evaluated again, and others go on."""
+    """What was being turned is lost, and said; it can be removed and evaluated again. What was not waits."""
     path, model = llama
     tokens = some_tokens(100)
-    import llama_cpp
-
-    @llama_cpp.ggml_abort_callback
-    def stop(_: Any) -> bool:
-        return is_over
-
-    options: dict[str, Any] = {"n_seq_max": 2, "kv_unified": False, "n_ctx": 2 * N_CTX, "type_k": F32, "type_v": F32}
-    exact = CachedReference(path, 1, GA_W).extend(tokens[:60])
-    with Context(model, 1, GA_W, ga_n_max=GA_N_MAX, flash_attn_type=0, **options) as ctx:
+    plain, turned = CachedReference(path, 1, GA_W), CachedReference(path, 1, GA_W)
+    plain.extend(tokens[:50])
+    turned.extend(tokens[:50])
+    turned.ga_n = 4
+    with (
+        Context(model, 1, GA_W, ga_n_max=GA_N_MAX, n_ubatch=32, flash_attn_type=0, **STREAMS) as ctx,
+        aborting(ctx) as is_over,
+    ):
         for seq in (0, 1):
             ctx.logits(tokens[:50].tolist(), seq=seq)
-        assert ctx.set_group(0, 4)
-        is_over = True
-        llama_cpp.llama_set_abort_callback(ctx.ctx, stop, None)
-        assert ctx.decode([(1, 50, 0)])[0] != 0
-        is_over = False
+            assert ctx.set_group(seq, 4)
+        whole = ctx.save()
+        assert ctx.load(whole)
+        assert ctx.set_group(0, 2)
+        assert ctx.set_group(1, 2)
+        is_over.append(True)
+        assert ctx.decode([(1, 50, 1)])[0] != 0  # nor is a sequence evaluated with keys that wait to be turned
+        is_over.clear()
         assert ctx.decode([(1, 50, 0)])[0] == 1
-        assert np.abs(ctx.logits(tokens[50:60].tolist(), 50, 1) - exact[50:]).max() < 5e-3
+        assert ctx.set_group(1, 4)
+        exact = turned.extend(tokens[50:60])
+        assert np.abs(ctx.logits(tokens[50:60].tolist(), 50, 1) - exact).max() < 5e-3
+        assert ctx.api.llama_state_seq_get_size(ctx.ctx, 0) == 0  # a state would not say that keys are lost
+        assert ctx.api.llama_state_get_size(ctx.ctx) == 0
+        assert ctx.api.llama_state_seq_get_size(ctx.ctx, 1) > 0
+        assert ctx.remove(0, 2)  # the others are wanted
+        assert ctx.decode([(1, 2, 0)])[0] in (0, 1)
         assert ctx.remove(0, -1)
         assert ctx.group() == 1
-        assert np.abs(ctx.logits(tokens[:60].tolist()) - exact).max() < 5e-3
+        exact = plain.extend(tokens[50:60])
+        assert np.abs(ctx.logits(tokens[:60].tolist())[50:] - exact).max() < 5e-3
+
+
+def test_a_shift_that_is_interrupted_before_a_change(llama: tuple[Path, Any]) -> None:
+    """The shift is carried out first, from the group of before, whenever that succeeds."""
+    path, model = llama
+    tokens = some_tokens(100)
+    reference = CachedReference(path, 2, GA_W)
+    reference.extend(tokens[:60])
+    reference.remove(5, 25)
+    reference.shift(25, 1 << 30, -20)
+    reference.ga_n = 4
+    with (
+        Context(model, 2, GA_W, ga_n_max=GA_N_MAX, n_ubatch=512, flash_attn_type=0, **STREAMS) as ctx,
+        aborting(ctx) as is_over,
+    ):
+        ctx.logits(tokens[:60].tolist())
+        assert ctx.remove(0, 5, 25)
+        ctx.shift(0, 25, -1, -20)
+        assert ctx.set_group(0, 4)
+        is_over.append(True)
+        assert ctx.decode([(1, 40, 0)])[0] != 0
+        is_over.clear()
+        exact = reference.extend(tokens[60:])
+        assert np.abs(ctx.logits(tokens[60:].tolist(), 40) - exact).max() < 5e-3

@@ -47,7 +47,7 @@ def open_tiny(tiny_model: Path) -> Iterator[Open]:
     opened: list[Llama] = []
 
     def open_model(**kwargs: Any) -> Llama:
-        opened.append(Llama(str(tiny_model), **{**QUIET, **kwargs}))
+        opened.append(Llama(str(tiny_model), **{**QUIET, "ga_n": 1, **kwargs}))
         return opened[-1]
 
     yield open_model
@@ -83,7 +83,7 @@ def complete(llm: llama_cpp.Llama, prompt: str | list[int], n_tokens: int = 12) 
         ({"ga_n": np.float32(2)}, NotAnIntegerError, "of type float32; it must be an integer"),
         ({"ga_n": True}, NotAnIntegerError, "ga_n is True of type bool; it must be an integer"),
         ({"ga_n": "2"}, NotAnIntegerError, "ga_n is '2' of type str; it must be an integer"),
-        ({"ga_n": None}, NotAnIntegerError, "ga_n is None of type NoneType; it must be an integer"),
+        ({"ga_n": "many"}, NotAnIntegerError, "ga_n is 'many' of type str; it must be .*, or 'auto'"),
         ({"ga_n": 2, "ga_w": -1}, SettingError, "ga_w is -1; it must be an integer from 0 to "),
         ({"ga_n": 2, "ga_w": 64.0}, NotAnIntegerError, "ga_w is 64.0 of type float; it must be an integer"),
         ({"ga_n": 2, "ga_w": 512}, SettingError, "ga_w is 512, it must be below the trained context.* 512 tokens"),
@@ -250,6 +250,7 @@ def test_description_of_the_plain_model(open_tiny: Open) -> None:
     llm = open_tiny(n_ctx=1024)
     assert llm.self_extend == SelfExtendInfo(
         ga_n=1,
+        ga_n_max=1,
         ga_w=0,
         n_ctx_train=512,
         n_ctx_reach=512,
@@ -340,7 +341,7 @@ def test_signature_has_every_parameter() -> None:
     assert list(ours)[:3] == ["model_path", "ga_n", "ga_w"]
     assert {name: ours[name] for name in upstream} == dict(upstream)
     assert set(ours) - set(upstream) == {"ga_n", "ga_w"}
-    assert (ours["ga_n"].default, ours["ga_w"].default) == (1, None)
+    assert (ours["ga_n"].default, ours["ga_w"].default) == (None, None)
 
 
 def test_pickling(open_tiny: Open) -> None:

@@ -399,6 +399,10 @@ def open_lm(tiny_model: Path) -> Iterator[Open]:
         ({"n_ctx": 700}, 700, "plain"),
         ({"ga_n": 4, "ga_w": 64}, 4 * (512 - 64 + 16) - 1, "4:64"),  # the last token of a request is only scored
         ({"ga_n": 4}, 4 * (512 - 64 + 16) - 1, "4:64"),
+        ({"ga_n": "auto"}, 512, "auto:64"),
+        ({"ga_n": "auto", "n_ctx": 100}, 100, "auto:64"),
+        ({"ga_n": "auto", "ga_w": 32, "n_ctx": 1000}, 1000, "auto:32"),
+        ({"setting": "auto", "n_ctx": 700}, 700, "auto:64"),
         ({"setting": "4:64", "n_ctx": 1000}, 1000, "4:64"),
         ({"setting": "yarn:2"}, 1024, "yarn:2"),
         ({"setting": "linear", "n_ctx": 640}, 640, "linear:1.25"),
@@ -422,7 +426,15 @@ def test_settings(open_lm: Open, arguments: dict[str, Any], max_length: int, set
     [
         ({"path": Path("nothing.gguf")}, ModelFileError, "nothing.gguf"),
         ({"setting": "4:64", "ga_n": 2}, SettingError, "the setting is '4:64', and ga_n or ga_w are given too"),
-        ({"setting": "plane"}, SettingError, "the setting is 'plane'; it must be plain, G:W"),
+        ({"setting": "4:64", "ga_n": "auto"}, SettingError, "the setting is '4:64', and ga_n or ga_w are given too"),
+        ({"setting": "auto", "ga_w": 64}, SettingError, "the setting is 'auto', and ga_n or ga_w are given too"),
+        ({"setting": "plane"}, SettingError, "the setting is 'plane'; it must be plain, auto, also"),
+        (
+            {"ga_n": "all"},
+            SettingError,
+            "ga_n is 'all' of type str; it must be an integer from",
+        ),
+        ({"ga_n": "auto", "ga_w": 512}, SettingError, "ga_w is 512; it must be below the trained context of 512"),
         ({"ga_n": 0}, SettingError, "ga_n is 0; it must be an integer from 1"),
         ({"ga_n": 2, "ga_w": 512}, SettingError, "ga_w is 512; it must be below the trained context of 512"),
         ({"n_ctx": 1}, SettingError, "n_ctx is 1; it must be an integer from 2"),
@@ -511,6 +523,92 @@ def test_shared_beginnings_are_evaluated_once(open_lm: Open, monkeypatch: pytest
     assert sum(n_evaluated) == 512 + sum(len(prompt) - 512 for prompt in prompts) + n_continuations
     alone = [lm.loglikelihood([request], disable_tqdm=True)[0] for request in requests]
     assert values == alone
+
+
+# -- auto
+
+
+@dataclass
+class Auto:
+    """The reference, with the group of each request's length by the authors' rule ``2/3 * L > W + (N - W) / G``."""
+
+    plain: Exact
+
+    def of(self, n_read: int) -> Exact:
+        ga_n = 1 if n_read <= N_CTX_TRAIN else 2
+        while ga_n > 1 and 2 * N_CTX_TRAIN * ga_n <= 3 * (64 * ga_n + n_read - 64):
+            ga_n *= 2
+        return Exact(self.plain.reference, self.plain.llm, ga_n, 64)
+
+    def loglikelihood(self, context: str, continuation: str) -> tuple[float, bool]:
+        n_read = min(len(self.plain.tokens(context + continuation)) - 1, N_CTX)  # the last token is not read
+        return self.of(n_read).loglikelihood(context, continuation)
+
+    def answer(self, prompt: str, n_predict: int) -> str:
+        n_read = min(len(self.plain.tokens(prompt)) + n_predict, N_CTX)
+        return self.of(n_read).answer(prompt, n_predict, [])
+
+
+def test_auto_reads_each_request_with_its_group(open_lm: Open, plain: Exact) -> None:
+    """Contexts of 20 to 1,000 tokens behind one another, with groups of 1, 2 and 4, and answers."""
+    auto, lm = Auto(plain), open_lm(ga_n="auto", n_ctx=N_CTX)
+    contexts = [words(n, seed=n) for n in (5, 165, 170, 176, 195, 210, 290, 360)]
+    n_read = [min(len(plain.tokens(context)) + MAX_GEN_TOKS, N_CTX) for context in contexts]
+    assert {auto.of(n).ga_n for n in n_read} == {1, 2, 4}
+    requests = [Request(context, f" {choice}") for choice in ("cat", "the dog sat in rain") for context in contexts]
+    values = lm.loglikelihood(requests, disable_tqdm=True)
+    for request, (value, _) in zip(requests, values, strict=True):
+        n = len(plain.tokens("".join(request.args))) - len(plain.tokens(request.args[0]))
+        assert value == pytest.approx(auto.loglikelihood(*request.args)[0], abs=n * TOLERANCE)
+    asked = [Request(context, {"max_gen_toks": MAX_GEN_TOKS}) for context in contexts]
+    answers = lm.generate_until(asked, disable_tqdm=True)
+    assert answers == [auto.answer(context, MAX_GEN_TOKS) for context in contexts]
+    assert [lm.loglikelihood([request], disable_tqdm=True)[0] for request in requests] == values
+
+
+@pytest.mark.parametrize(("n_ctx", "ga_n"), [(N_CTX_TRAIN, 1), (N_CTX_TRAIN + 1, 2), (N_CTX, 4)])
+def test_auto_reads_windows_with_their_group(open_lm: Open, plain: Exact, n_ctx: int, ga_n: int) -> None:
+    """Full windows of the trained length are the plain model's. The rest of a text is a window as well."""
+    text = words(700, 71)
+    assert len(plain.tokens(text)) > 2 * n_ctx
+    lm = open_lm(setting="auto", n_ctx=n_ctx)
+    (value,) = lm.loglikelihood_rolling([Request(text)], disable_tqdm=True)
+    exact = Exact(plain.reference, plain.llm, ga_n, 64)
+    tokens = len(plain.tokens(text, add_bos=False))
+    assert value == pytest.approx(exact.rolling(text, n_ctx), abs=tokens * TOLERANCE)
+
+
+def test_auto_shares_beginnings_by_groups(open_lm: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts that share a slice, in turn with a group of 2 and of 4: it is evaluated once for each."""
+    shots = words(160, 1)
+    contexts = [f"{shots} {words(n, seed)}" for seed, n in enumerate([5, 60, 7, 70, 9, 80])]
+    lm = open_lm(ga_n="auto", n_ctx=N_CTX, flash_attn=True, type_k="F16", type_v="F16")
+    prompts = [lm.tok_encode(context) for context in contexts]
+    assert len(lm.tok_encode(shots)) > 512
+    groups = [lm.setting.group(lm._rope, len(prompt)) for prompt in prompts]
+    assert groups == [2, 4] * 3
+    n_evaluated = []
+    decode = llama_cpp.llama_decode
+
+    def count(ctx: Any, batch: Any) -> int:
+        n_evaluated.append(batch.n_tokens)
+        return int(decode(ctx, batch))
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", count)
+    lm.loglikelihood([Request(context, "~") for context in contexts], disable_tqdm=True)
+    assert sum(n_evaluated) == 2 * 512 + sum(len(prompt) - 512 for prompt in prompts)
+
+
+def test_auto_from_the_command_line(harness: Harness, tiny_model: Path, plain: Exact) -> None:
+    run = harness.run(
+        "auto", "--tasks", "our_lambada", "--model_args",
+        f"path={tiny_model},ga_n=auto,n_ctx={N_CTX},type_k=F32,type_v=F32,flash_attn=False,n_threads=1",
+    )  # fmt: skip
+    assert run.config["setting"] == "auto:64"
+    for sample in run.of("our_lambada"):
+        arguments = sample["arguments"]["gen_args_0"]
+        value, _ = Auto(plain).loglikelihood(arguments["arg_0"], arguments["arg_1"])
+        assert float(sample["resps"][0][0][0]) == pytest.approx(value, abs=20 * TOLERANCE)
 
 
 GREEDY = [

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import architectures
 import more_models
 import pytest
 from hypothesis import given, settings
@@ -18,9 +19,9 @@ from hypothesis import strategies as st
 from pyselfextend import Llama, positions
 from pyselfextend.cache_size import CACHE_TYPES, cache_size
 from pyselfextend.errors import SettingError
-from pyselfextend.groups import RULE, choose_ga_n, ga_n_by_rule, rule_share
+from pyselfextend.groups import RULE, auto_limit, choose_ga_n, ga_n_auto, ga_n_by_rule, rule_share
 from pyselfextend.llama import CACHE_TYPES as ENGINE_TYPES
-from pyselfextend.plan import Pair, make_plan
+from pyselfextend.plan import AutoGroup, Pair, make_plan
 
 TYPES = {name: number for number, name in ENGINE_TYPES.items()}
 
@@ -60,6 +61,26 @@ def test_chosen_group_sizes_reach(n_ctx_train: int, data: st.DataObject) -> None
     assert positions.n_ctx_reach(n_ctx_train, ga_n, ga_w) >= n_tokens
 
 
+def power(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
+    """The smallest power of two that keeps the rule and reaches; where none keeps it, that reaches."""
+    powers = [2**i for i in range(1, 32)]
+    reach = [g for g in powers if positions.n_ctx_reach(n_ctx_train, g, ga_w) >= n_tokens]
+    return next((g for g in reach if rule(n_ctx_train, g, ga_w, n_tokens, RULE[1])), reach[0])
+
+
+@given(st.integers(2, 300), st.data())
+@settings(max_examples=300, deadline=None)
+def test_limits_of_auto(n_ctx_train: int, data: st.DataObject) -> None:
+    """The longest text that is read with a group or a smaller one; one token more is not."""
+    ga_w = data.draw(st.integers(0, n_ctx_train - 1))
+    ga_n = 2 ** data.draw(st.integers(0, 8))
+    longest = auto_limit(n_ctx_train, ga_w, ga_n)
+    assert longest >= n_ctx_train
+    if longest > n_ctx_train:
+        assert power(n_ctx_train, ga_w, longest) <= ga_n
+    assert power(n_ctx_train, ga_w, longest + 1) > ga_n or (ga_n == 1 and ga_n_auto(n_ctx_train, ga_w, longest) == 1)
+
+
 def definition(n_ctx_train: int, ga_w: int, n_tokens: int) -> set[int]:
     """The group sizes that a plan names for a window, by trying them all."""
 
@@ -85,12 +106,67 @@ def test_pairs(tiny_model: Path, n_tokens: int) -> None:
         assert pair.reaches
         kept = [end for end in RULE if rule(512, pair.ga_n, pair.ga_w, n_tokens, end)]
         assert pair.rule == (str(kept[0]) if kept else None)
-    assert found == {ga_w: definition(512, ga_w, n_tokens) for ga_w in (32, 64, 128, 256)}
+    auto = power(512, 64, n_tokens)
+    expected = {ga_w: definition(512, ga_w, n_tokens) for ga_w in (32, 64, 128, 256)}
+    assert found == expected | {64: expected[64] | {auto}}
     assert plan.recommended in plan.pairs
     assert plan.recommended is not None
-    assert (plan.recommended.ga_w, plan.recommended.rule) == (64, "2/3")
+    assert (plan.recommended.ga_n, plan.recommended.ga_w) == (auto, 64)
     assert plan.pair == plan.recommended
-    assert f"ga_w=64 is an eighth of the trained window, and {plan.recommended.ga_n} is the smallest" in plan.why
+    assert f"ga_w=64 is an eighth of the trained window, and ga_n={auto} the smallest power of two" in plan.why
+
+
+def test_the_default_window_of_a_long_trained_context(tmp_path: Path) -> None:
+    """It is not a part of it like the others, and has its rows."""
+    path = architectures.make_tiny().make(tmp_path / "long.gguf", "llama", 65536)
+    plan = make_plan(path)
+    assert plan.recommended is not None
+    assert plan.recommended.ga_w == 2048
+    assert list(dict.fromkeys(pair.ga_w for pair in plan.pairs)) == [2048, 4096, 8192, 16384, 32768]
+    assert plan.recommended in plan.pairs
+    assert "ga_w=2048 is 3% of the trained window" in plan.why
+
+
+@pytest.mark.parametrize(("n_tokens", "ga_w"), [(700, None), (3000, None), (1500, 256), (1500, 400), (600, 0)])
+def test_what_auto_does(tiny_model: Path, n_tokens: int, ga_w: int | None) -> None:
+    """A text of each length at which the plan says that another group begins is read with that by ``Llama``."""
+    plan = make_plan(tiny_model, n_tokens, ga_n="auto", ga_w=ga_w)
+    assert plan.asked == plan.pair == plan.recommended
+    assert plan.recommended is not None
+    assert plan.auto[0] == AutoGroup(1, 512)
+    assert plan.auto[-1].ga_n == plan.recommended.ga_n
+    assert plan.auto[-1].n_tokens >= n_tokens > plan.auto[-2].n_tokens
+    with engine(tiny_model, n_ctx=n_tokens, ga_n="auto", ga_w=ga_w, n_threads=1) as llm:
+        assert llm.self_extend.ga_w == plan.recommended.ga_w
+        for i, group in enumerate(plan.auto):
+            lengths = [min(group.n_tokens, n_tokens)] + ([plan.auto[i - 1].n_tokens + 1] if i else [])
+            for length in lengths:
+                llm.n_tokens = 0
+                llm.eval([5] * length)
+                assert llm.self_extend.ga_n == group.ga_n, length
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_memory_of_auto(tiny_models: dict[str, Path], name: str) -> None:
+    """What a context with auto has taken, with the settings that are left to it and some that are not."""
+    for n_ctx, options in (
+        (2000, {}),
+        (700, {"ga_w": 100, "n_ubatch": 32}),
+        (3000, {"type_k": "Q8_0", "type_v": "Q8_0", "flash_attn": True}),
+        (400, {}),  # which is the plain model
+    ):
+        one = {"type_k": "F16", "type_v": "F16", **options}
+        (memory,) = make_plan(tiny_models[name], n_ctx, ga_n="auto", **one).memory
+        types = {"type_k": TYPES[one["type_k"]], "type_v": TYPES[one["type_v"]]}
+        with engine(tiny_models[name], n_ctx=n_ctx, ga_n="auto", n_threads=1, **{**options, **types}) as llm:
+            info = llm.self_extend
+            (found,) = info.memory
+            if n_ctx > 512:
+                assert (memory.cache.bytes_far, memory.cache.bytes_near) == (info.bytes_far, info.bytes_near)
+            else:
+                assert (info.ga_n_max, memory.cache.bytes_near) == (1, 0)
+            assert memory.cache.n_bytes == found.bytes_cache
+            assert found.bytes_compute <= memory.bytes_compute < 1.8 * found.bytes_compute
 
 
 def test_twice_the_trained_window_by_default(tiny_model: Path) -> None:
@@ -100,6 +176,8 @@ def test_twice_the_trained_window_by_default(tiny_model: Path) -> None:
 def test_inside_the_trained_window(tiny_model: Path) -> None:
     plan = make_plan(tiny_model, 512)
     assert (plan.recommended, plan.pair, plan.pairs) == (None, None, ())
+    assert plan.auto == (AutoGroup(1, 512),)
+    assert make_plan(tiny_model, 512, ga_n="auto") == plan
     assert plan.why.startswith("512 tokens fit into the trained window of 512")
     assert all(memory.cache.bytes_near == 0 for memory in plan.memory)
     asked = make_plan(tiny_model, 512, ga_n=4)
@@ -123,7 +201,8 @@ def test_a_pair_of_ones_own(tiny_model: Path) -> None:
     assert window.asked == window.recommended == window.pair
     assert window.recommended is not None
     assert window.recommended.rule is None
-    assert window.recommended.ga_n == positions.ga_n_min(512, 400, 1500)
+    assert window.recommended.ga_n == power(512, 400, 1500) == 16
+    assert positions.ga_n_min(512, 400, 1500) == 10
     assert "no ga_n keeps the authors' rule" in window.why
 
     plain = make_plan(tiny_model, 400, ga_n=1)
@@ -136,7 +215,8 @@ def test_a_pair_of_ones_own(tiny_model: Path) -> None:
     ("options", "message"),
     [
         ({"n_tokens": 0}, "^n_tokens is 0; it must be an integer from 1 "),
-        ({"ga_n": 0}, "^ga_n is 0; "),
+        ({"ga_n": 0}, "^ga_n is 0; .*, or 'auto'$"),
+        ({"ga_n": "Auto"}, "^ga_n is 'Auto' of type str; .*, or 'auto'$"),
         ({"ga_w": -1}, "^ga_w is -1; "),
         ({"ga_w": 512}, "^ga_w is 512; it must be below the trained context of 512 tokens$"),
         ({"n_ubatch": 0}, "^n_ubatch is 0; "),
@@ -222,6 +302,7 @@ def test_cache_of_the_plain_model_is_what_llama_cpp_logs(
             Llama(
                 str(tiny_models[name]),
                 n_ctx=n_ctx,
+                ga_n=1,
                 n_ubatch=n_ubatch,
                 swa_full=swa_full,
                 flash_attn=flash_attn,

@@ -25,7 +25,7 @@ from pyselfextend.commands.plan_screen import show, size
 from pyselfextend.errors import ModelFileError
 from pyselfextend.memory import FreeMemory, free_memory
 from pyselfextend.model_info import Layer, ModelInfo, Rope
-from pyselfextend.plan import Memory, Offload, Pair, Plan, Way, make_plan
+from pyselfextend.plan import AutoGroup, Memory, Offload, Pair, Plan, Way, make_plan
 
 HERE = Path(__file__).parent
 
@@ -69,6 +69,7 @@ def test_a_real_model(smollm2: Path) -> None:
         "RoPE base 100000, 64 dimensions, no scaling ",
         "For 16384 tokens ga_n=4, ga_w=1024 is recommended: ",
         "The largest relative position is 4863, 59% of 8192; the pair reaches 29696 tokens.",
+        "auto: ga_n=4 for 16384 tokens (plain up to 8192, 2 up to 9898, 4 up to 18773)",
         "│ 1024 │ 4 │ 29696 │ 4863 │ 59% │ < 2/3 │ recommended │",
         "│ 512 │ 3 │ 23550 │ 5803 │ 71% │ not kept │ │",
         "│ F16 │ 360.0 MiB │ 33.8 MiB │ ",
@@ -188,8 +189,28 @@ def test_json(tiny_models: dict[str, Path]) -> None:
 def test_every_key_is_documented() -> None:
     """In help, and at the field."""
     words = set(re.findall(r"\w+", command_plan.EPILOG))
-    for kind in (Plan, ModelInfo, Layer, Pair, Memory, CacheSize, FreeMemory, Offload, Way):
+    for kind in (Plan, ModelInfo, Layer, Pair, AutoGroup, Memory, CacheSize, FreeMemory, Offload, Way):
         assert names(kind) <= words, kind
+
+
+@pytest.mark.parametrize("words", [(), ("--ga-n", "auto"), ("--ga-n", 9), ("--ga-w", 64)])
+def test_what_auto_does(tiny_model: Path, words: tuple[object, ...]) -> None:
+    """In one line; of 512 tokens two thirds, less the window, are 277 1/3 for each of a group."""
+    for n_tokens, line in (
+        (512, "auto: plain up to 512 tokens"),
+        (513, "auto: ga_n=2 for 513 tokens (plain up to 512, 2 up to 618)"),
+        (1500, "auto: ga_n=8 for 1500 tokens (plain up to 512, 2 up to 618, 4 up to 1173, 8 up to 2282)"),
+    ):
+        done = run(tiny_model, "--ctx", n_tokens, *words, COLUMNS="120")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines().count(f"  {line}") == 1
+
+
+def test_auto_in_json(tiny_model: Path) -> None:
+    found = json.loads(run(tiny_model, "--ctx", 600, "--ga-n", "auto", "--json").stdout)
+    assert found["auto"] == [{"ga_n": 1, "n_tokens": 512}, {"ga_n": 2, "n_tokens": 618}]
+    assert found["asked"] == found["pair"] == found["recommended"]
+    assert found["pair"]["ga_n"] == 2
 
 
 def test_refused(tmp_path: Path) -> None:
@@ -197,6 +218,7 @@ def test_refused(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "it is recurrent and has no KV cache to extend" in " ".join(done.stdout.split())
     assert "its size is not computed" in done.stdout
+    assert "auto:" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -204,6 +226,7 @@ def test_refused(tmp_path: Path) -> None:
     [
         (("--ctx", 0), "0 is not at least 1"),
         (("--ctx", "many"), "'many' is not an integer"),
+        (("--ga-n", "many"), "'many' is not an integer or auto"),
         (("--gpu-layers", -2), "-2 is not at least -1"),
         (("--ga-w", 512), "ga_w is 512; it must be below the trained context of 512 tokens"),
         (("--type-k", "Q4_K"), "'Q4_K' is not one of"),

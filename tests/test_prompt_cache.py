@@ -34,7 +34,7 @@ def open_tiny(tiny_model: Path) -> Iterator[Open]:
     opened: list[Llama] = []
 
     def open_model(model: Path = tiny_model, **kwargs: Any) -> Llama:
-        opened.append(Llama(str(model), **{**QUIET, "n_ctx": 1024, "n_batch": 64, **kwargs}))
+        opened.append(Llama(str(model), **{**QUIET, "ga_n": 1, "n_ctx": 1024, "n_batch": 64, **kwargs}))
         return opened[-1]
 
     yield open_model

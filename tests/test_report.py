@@ -36,7 +36,7 @@ from pyselfextend.eval.report.figures import is_grid
 from pyselfextend.eval.report.items import PERPLEXITY, Subject, clean, pair_of, prepare, setting_order
 from pyselfextend.eval.report.maps import heat_maps, outline, recommended, sweep_maps
 from pyselfextend.eval.report.plots import Panel, bars, lines
-from pyselfextend.eval.report.texts import TASKS, labels, task_text
+from pyselfextend.eval.report.texts import TASKS, labels, setting_text, task_text
 from pyselfextend.eval.report.theme import FAILED, STYLES_MAX, styles
 from pyselfextend.eval.results import Result, ResultsFile, RunInfo, read_results
 from pyselfextend.groups import RULE
@@ -310,12 +310,41 @@ def test_samples_are_right_and_wrong_and_the_longest() -> None:
 
 
 def test_orders() -> None:
-    settings = ["ntk:2", "8:512", "new", "yarn:2.01", "2:1024", "plain", "2:512", "linear:2"]
+    settings = ["ntk:2", "8:512", "new", "auto:1024", "yarn:2.01", "auto:512", "2:1024", "plain", "2:512", "linear:2"]
     assert sorted(settings, key=setting_order) == [
-        "plain", "2:512", "2:1024", "8:512", "yarn:2.01", "linear:2", "ntk:2", "new",
+        "plain", "auto:512", "auto:1024", "2:512", "2:1024", "8:512", "yarn:2.01", "linear:2", "ntk:2", "new",
     ]  # fmt: skip
     assert pair_of("4:1024") == (4, 1024)
-    assert pair_of("yarn:4") is pair_of("1:1024") is pair_of("plain") is None
+    assert pair_of("yarn:4") is pair_of("1:1024") is pair_of("plain") is pair_of("auto:1024") is None
+
+
+INSIDE = "plain up to 8,192 tokens"
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("auto:1024", f"{INSIDE}, group 2 up to 9,898, group 4 up to 18,773, group 8 up to 36,522, and so on"),
+        ("auto", f"{INSIDE}, group 2 up to 9,898, group 4 up to 18,773, group 8 up to 36,522, and so on"),
+        ("auto:4096", f"{INSIDE}, group 4 up to 9,557, group 8 up to 15,018, and so on"),
+        ("auto:9000", "ga_w is 9000; it must be below the trained context of 8192 tokens"),
+        ("auto:-1", ""),
+        ("4:1024", "reaches 29,696 tokens"),
+        ("yarn:2", "stretches 8,192 to 16,384 tokens"),
+        ("plain", ""),
+    ],
+)  # fmt: skip
+def test_what_a_setting_means(setting: str, text: str) -> None:
+    """Limits of groups by the authors' rule, W + G * (2/3 * L - W)."""
+    assert setting_text(setting, Subject("a.gguf", 1, 8192, "F16", "F16")) == text
+
+
+def test_auto_on_the_page(tmp_path: Path) -> None:
+    page = report(tmp_path, scenes.passkey(("plain", "auto:1024", "4:1024")))
+    assert "auto:1024" in page.words and "a group that follows the length" in page.words
+    assert summary_of(tmp_path)["settings"] == ["plain", "auto:1024", "4:1024"]
+    alone = report(tmp_path / "alone", scenes.passkey(("plain", "4:1024")))
+    assert "a group that follows the length" not in alone.words
 
 
 def test_labels_tell_models_apart() -> None:

@@ -86,12 +86,15 @@ extern "C" {
     // the group size of a sequence
     //
     // Each sequence begins with the ga_n of its context. A batch that goes beyond the reach raises it, up to ga_n_max: to the next power
-    // of two at the first token that it does not reach, wherever that is in the batch. It can be set at any time. Tokens that are
-    // evaluated see all keys in the groups of the moment: the far keys that are cached are turned, and nothing is evaluated again. What
-    // was computed of earlier tokens stays as it was.
+    // of two at the first token that it does not reach, wherever that is in the batch; for the whole ubatch where its tokens are computed
+    // together (pooled embeddings, attention that is not causal). It can be set at any time. Tokens that are evaluated see all keys in the
+    // groups of the moment: the far keys that are cached are turned, and nothing is evaluated again. What was computed of earlier tokens
+    // stays as it was.
     //
     // Sequences that share a buffer (kv_unified) have one group size. A copy of a sequence has that of its source, a state brings its
-    // own; a sequence of which the last token is removed begins anew.
+    // own. A buffer of which the last token is removed begins anew, also where llama_decode() removes what it could not compute. A group
+    // that was raised for a batch that then failed stays. Keys that were being turned when that was aborted are lost: batches of their
+    // sequence are refused until they are removed.
     //
 
     // Returns 0 if the context is plain, or has no such sequence.
@@ -181,7 +184,7 @@ extern "C" {
     LLAMA_API int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w);
 
     // The group size of a sequence that had ga_n and has grown to n_tokens: the same while that reaches, else the smallest power of two
-    // above it that does, and no more than ga_n_max. Returns 0 if ga_n_max does not reach, as when ga_w >= n_ctx_train.
+    // above it that does, and no more than ga_n_max. Returns 0 if ga_n_max does not reach, or if ga_w >= n_ctx_train.
     LLAMA_API uint32_t llama_self_extend_ga_n_raised(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_n_max, uint32_t ga_w, int64_t n_tokens);
 
     // The smallest group size whose reach is at least n_tokens. Returns 0 if there is none, as when ga_w >= n_ctx_train.

@@ -12,12 +12,14 @@
 from .machine import Machine, this_machine
 from .plan import Configuration, Plan, Step, make_plan
 from .plot import check_plot, save_plot
-from .records import Measurement, Memory, Opened, Record, Results
+from .records import Change, Measurement, Memory, Opened, Record, Results
 from .runner import Progress, run
 from .stock import stock_lib
-from .summary import Row, Spread, busy_others, summarize
+from .summary import ChangeRow, Row, Spread, busy_others, summarize, summarize_changes
 
 __all__ = [
+    "Change",
+    "ChangeRow",
     "Configuration",
     "Machine",
     "Measurement",
@@ -37,5 +39,6 @@ __all__ = [
     "save_plot",
     "stock_lib",
     "summarize",
+    "summarize_changes",
     "this_machine",
 ]

@@ -3,6 +3,10 @@
 Order. A cache grows from depth to depth, so each configuration reads its text once. At a depth all configurations take
 turns: a first round that is not counted, then ``n_rounds`` that are, A B, B A, A B, ... Those of a round are
 neighbours in time, so that their ratio is not disturbed by what changes slowly, and a drift favours nobody.
+
+Auto. ``ga_n="auto"`` chooses a group for a whole text. At each depth its configuration has the group that is chosen for
+the tokens there and those that are measured: it is set before the cache is filled up to the depth. What a change of the
+group takes is measured once everything else is, if the last depth is beyond the trained context.
 """
 
 from __future__ import annotations
@@ -11,19 +15,23 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gguf import GGMLQuantizationType
 
 from .. import positions
 from ..cache_size import CACHE_TYPES, cache_type
-from ..config import SETTING_MAX, SelfExtendConfig, integer
+from ..config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from ..errors import SettingError
-from ..groups import choose_ga_n, default_ga_w
+from ..groups import GroupPolicy, default_ga_w, ga_n_auto
 from ..machine import n_cores
 from ..model_info import model_info
 from .worker import ATTN, N_WARM_UP
 
-__all__ = ["DEPTHS", "Configuration", "Plan", "Step", "make_plan"]
+__all__ = ["DEPTHS", "Configuration", "GivenPair", "Plan", "Step", "make_plan"]
+
+#: What is asked for: a group size, or "auto", and a neighbour window, or None for the default one.
+GivenPair = tuple[int | Literal["auto"], int | None]
 
 #: Where speed is measured if nothing is said, as far as the pairs reach.
 DEPTHS = (0, 1024, 4096, 8192)
@@ -42,7 +50,7 @@ class Configuration:
     """``pyselfextend``, or ``stock``, the build of the same source without our patches."""
 
     ga_n: int = 1
-    """Group size; 1 is the plain model."""
+    """Group size; 1 is the plain model, or that with which auto begins."""
 
     ga_w: int = 0
     """Neighbour window in tokens."""
@@ -60,6 +68,19 @@ class Configuration:
     type_v: str = "F16"
     """The cache's type for values."""
 
+    ga_n_max: int = 0
+    """To what the group may be raised, which is auto; 0: it stays ``ga_n``."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the group follows the length."""
+        return self.ga_n_max > 1
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether anything of SelfExtend is built."""
+        return self.ga_n > 1 or self.is_auto
+
     @property
     def is_stock(self) -> bool:
         """Whether this is the baseline."""
@@ -68,7 +89,13 @@ class Configuration:
     @property
     def kind(self) -> str:
         """``stock``, ``plain``, or the pair and its way of computing: what is compared."""
-        return f"{self.ga_n}:{self.ga_w} {self.attn}" if self.ga_n > 1 else "stock" if self.is_stock else "plain"
+        if not self.is_extended:
+            return "stock" if self.is_stock else "plain"
+        return f"{AUTO if self.is_auto else self.ga_n}:{self.ga_w} {self.attn}"
+
+    def kind_with(self, ga_n: int) -> str:
+        """``kind``, with the group that is in force."""
+        return f"{AUTO} {ga_n}:{self.ga_w} {self.attn}" if self.is_auto else self.kind
 
     @property
     def name(self) -> str:
@@ -143,6 +170,17 @@ class Plan:
         """Tokens that are evaluated at a depth, at most."""
         return max(self.n_prefill, self.n_decode, N_WARM_UP + 1)
 
+    def group(self, configuration: Configuration, depth: int) -> int:
+        """The group size that a configuration has at a depth."""
+        if not configuration.is_auto:
+            return configuration.ga_n
+        return ga_n_auto(self.n_ctx_train, configuration.ga_w, depth + self.n_room)
+
+    def changed(self) -> tuple[Configuration, ...]:
+        """The configurations whose group is changed at the last depth: auto, beyond the trained context."""
+        depth = self.depths[-1]
+        return tuple(each for each in self.configurations if each.is_auto and depth and self.group(each, depth) > 1)
+
     def steps(self) -> Iterator[Step]:
         """Everything, in its order."""
         at = 0
@@ -163,7 +201,7 @@ def make_plan(
     model: str | os.PathLike[str],
     *,
     depths: Sequence[int] | None = None,
-    pairs: Sequence[tuple[int, int]] | None = None,
+    pairs: Sequence[GivenPair] | None = None,
     plain: bool = True,
     stock: bool = True,
     attn: Sequence[str] = ("fused",),
@@ -183,8 +221,8 @@ def make_plan(
     Args:
         model: path of the GGUF file.
         depths: tokens in the cache. None: ``DEPTHS``, as far as the pairs reach.
-        pairs: ``(ga_n, ga_w)`` with ``ga_n`` above 1. None: ``ga_w`` an eighth of the trained context, and ``ga_n`` by
-            the authors' rule for the longest depth. Empty: none.
+        pairs: ``(ga_n, ga_w)`` with ``ga_n`` above 1 or "auto", at each depth the group that ``Llama`` would choose;
+            ``ga_w`` None: an eighth of the trained context, at most 2048. None: auto alone. Empty: none.
         plain: whether our build is measured with ``ga_n`` 1.
         stock: whether the stock build is.
         attn: ``fused``, ``composed``, ``auto``: how the attention of pairs is computed.
@@ -214,11 +252,8 @@ def make_plan(
         depths = sorted({integer("depth", depth, 0, SETTING_MAX - n_room) for depth in depths})
         if not depths:
             raise SettingError("there is nothing to measure: no depth")
-    if pairs is None:
-        ga_w = default_ga_w(n_ctx_train)
-        pairs = [(choose_ga_n(n_ctx_train, ga_w, max(depths or DEPTHS) + n_room), ga_w)]
-    for ga_n, ga_w in pairs:
-        integer("ga_n", SelfExtendConfig(ga_n, ga_w).ga_n, 2)
+    given: Sequence[GivenPair] = [("auto", None)] if pairs is None else pairs
+    found = [_pair(n_ctx_train, ga_n, ga_w) for ga_n, ga_w in given]
     if info.has_learned_positions:
         depths = [depth for depth in DEPTHS if depth + n_room <= n_ctx_train] or [0] if depths is None else depths
         if depths[-1] + n_room > n_ctx_train:
@@ -226,12 +261,15 @@ def make_plan(
                 f"the model has learned positions, {n_ctx_train} of them; a depth of {depths[-1]} and {n_room} tokens "
                 "more are beyond that"
             )
-    chosen = _depths(depths, pairs, n_ctx_train, n_room)
+    fixed = [(int(ga_n), ga_w) for ga_n, ga_w in found if ga_n != AUTO]
+    chosen = _depths(depths, fixed, n_ctx_train, n_room)
+    n_ctx = chosen[-1] + n_room
+    ranges = [(_range(n_ctx_train, ga_n, ga_w, n_ctx), ga_w) for ga_n, ga_w in found]
     plan = Plan(
         path,
         f"{info.architecture} {info.quantization}, {info.n_params / 1e6:.3g} million parameters",
         n_ctx_train,
-        tuple(_configurations(pairs, plain, stock_flash if stock else (), attn, flash, caches)),
+        tuple(_configurations(ranges, plain, stock_flash if stock else (), attn, flash, caches)),
         chosen,
         tuple(_threads(threads)),
         swa_full=swa_full,
@@ -242,10 +280,25 @@ def make_plan(
     return plan
 
 
+def _pair(n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int | None) -> tuple[int | Literal["auto"], int]:
+    """A pair as it is asked for, checked, with its window."""
+    config = SelfExtendConfig(ga_n, default_ga_w(n_ctx_train) if ga_w is None else ga_w)
+    if config.ga_n != AUTO:
+        integer("ga_n", config.ga_n, 2)
+    assert config.ga_w is not None
+    positions.n_ctx_reach(n_ctx_train, 1, config.ga_w)  # a window that is too large is refused
+    return config.ga_n, config.ga_w
+
+
+def _range(n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int, n_ctx: int) -> tuple[int, int]:
+    """``ga_n`` and ``ga_n_max``. Auto is not plain in a short context either: it is measured what short texts cost."""
+    return (1, max(2, GroupPolicy(n_ctx_train, ga_w, n_ctx).ga_n_max)) if ga_n == "auto" else (ga_n, 0)
+
+
 def _depths(
     depths: Sequence[int] | None, pairs: Sequence[tuple[int, int]], n_ctx_train: int, n_room: int
 ) -> tuple[int, ...]:
-    """The depths that are asked for, or those of ``DEPTHS`` that all pairs reach."""
+    """The depths that are asked for, or those of ``DEPTHS`` that all pairs reach; auto reaches any."""
     deepest = max(depths or (0,))
     limit = SETTING_MAX
     for ga_n, ga_w in pairs:
@@ -267,7 +320,7 @@ def _threads(threads: Sequence[int] | None) -> Iterator[int]:
 
 
 def _configurations(
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[tuple[tuple[int, int], int]],
     plain: bool,
     stock_flash: Sequence[bool],
     attn: Sequence[str],
@@ -287,9 +340,9 @@ def _configurations(
         for on in (on for on in dict.fromkeys(flash) if on in possible):
             if plain:
                 yield Configuration(OURS, flash=on, type_k=type_k, type_v=type_v)
-            for ga_n, ga_w in dict.fromkeys(pairs):
+            for (ga_n, ga_n_max), ga_w in dict.fromkeys(pairs):
                 for kind in dict.fromkeys(attn):
-                    yield Configuration(OURS, ga_n, ga_w, kind, on, type_k, type_v)
+                    yield Configuration(OURS, ga_n, ga_w, kind, on, type_k, type_v, ga_n_max)
 
 
 def _types(cache: str) -> tuple[str, str]:

@@ -15,13 +15,14 @@ from ..placement import Attention, DeviceMemory, attention_from
 from .machine import Machine
 from .plan import Configuration, Plan
 
-__all__ = ["Measurement", "Memory", "Opened", "Record", "Results", "opened_from"]
+__all__ = ["Change", "Measurement", "Memory", "Opened", "Record", "Results", "opened_from"]
 
 FORMAT = "pyselfextend-bench"
 
 #: 2: ``Opened`` has ``attention`` and ``memory``. Files of version 1 are read without.
-VERSION = 2
-VERSIONS = (1, 2)
+#: 3: ``Configuration`` has ``ga_n_max``, ``Measurement`` has ``ga_n``, and there is ``Change``.
+VERSION = 3
+VERSIONS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class Measurement:
     started: float
     """Seconds since the benchmark began."""
 
+    ga_n: int
+    """Group size that was in force."""
+
     @property
     def tokens_per_second(self) -> float:
         """The speed."""
@@ -100,7 +104,32 @@ class Memory:
     """Largest resident memory so far, in bytes. It counts Python, the cache, and the model file's pages too."""
 
 
-Record: TypeAlias = Opened | Measurement | Memory
+@dataclass(frozen=True)
+class Change:
+    """One timed change of the group of a sequence: its cached keys are turned."""
+
+    configuration: Configuration
+    depth: int
+    """Tokens in the cache, which are all turned."""
+
+    threads: int
+    round: int
+    """From 1."""
+
+    ga_n: int
+    """Group size before it."""
+
+    ga_n_new: int
+    """Group size after it."""
+
+    seconds: float
+    """In ``llama_self_extend_set_group``, ``llama_self_extend_apply_shifts`` and ``llama_synchronize``."""
+
+    seconds_reading: float
+    """What the configuration took to read these tokens, once, with as many threads."""
+
+
+Record: TypeAlias = Opened | Measurement | Memory | Change
 
 
 @dataclass(frozen=True)
@@ -174,9 +203,12 @@ def _plan(fields: Mapping[str, Any]) -> Plan:
 
 
 def _record(fields: Mapping[str, Any], configurations: Sequence[Configuration]) -> Record:
-    kinds: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Opened, Measurement, Memory)}
-    values = {**fields, "configuration": configurations[fields["configuration"]]}
+    kinds: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Opened, Measurement, Memory, Change)}
+    configuration = configurations[fields["configuration"]]
+    values = {**fields, "configuration": configuration}
     kind = kinds[values.pop("record")]
+    if kind is Measurement:
+        values.setdefault("ga_n", configuration.ga_n)
     record: Record = opened_from(values) if kind is Opened else kind(**values)
     return record
 

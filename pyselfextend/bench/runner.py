@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..memory import free_memory
 from ..model_info import model_info
 from .plan import Configuration, Plan, Step, ggml_type
 from .process import Worker
-from .records import Measurement, Memory, Record, opened_from
+from .records import Change, Measurement, Memory, Record, opened_from
 from .remaining import Remaining
 from .stock import lib_file
 
@@ -52,8 +52,9 @@ OnProgress = Callable[[Progress], None]
 
 
 def run(plan: Plan, stock: Path | None = None, on_progress: OnProgress | None = None) -> Generator[Record]:
-    """Measure what is planned. Yields an ``Opened`` for each configuration, a ``Measurement`` for each counted one, and
-    a ``Memory`` for each configuration at the end of each depth.
+    """Measure what is planned. Yields an ``Opened`` for each configuration, a ``Measurement`` for each counted one, a
+    ``Memory`` for each configuration at the end of each depth, and before the last of these a ``Change`` for each round
+    of ``plan.changed()``, unless the model's keys cannot be turned.
 
     Nothing is measured before all configurations are open. Closing the generator ends all processes; so does Ctrl-C.
 
@@ -80,6 +81,7 @@ class _Run:
         self.plan, self.stock, self.on_progress = plan, stock, on_progress
         self.todo = deque(plan.steps())
         self.remaining = Remaining()
+        self.seconds_reading: defaultdict[Configuration, float] = defaultdict(float)
         self.started = time.monotonic()
 
     def records(self) -> Generator[Record]:
@@ -101,24 +103,48 @@ class _Run:
                     self._fill(worker, step)
                 elif (measurement := self._measure(worker, step)).round > 0:
                     yield measurement
+                if not self.todo:
+                    yield from self._changes(workers)
                 if step.phase != "fill" and (not self.todo or self.todo[0].phase == "fill"):
                     for configuration, worker in workers.items():
                         yield Memory(configuration, step.depth, **worker.request("memory"))
 
     def _fill(self, worker: Worker, step: Step) -> None:
-        at, then = step.depth, time.monotonic()
+        at, start = step.depth, time.monotonic()
+        then = start
 
         def on_reply(reply: Mapping[str, Any]) -> None:
             nonlocal at, then
             now = time.monotonic()
             n_tokens = reply["at"] - at
-            part = Step(step.configuration, "fill", at, n_tokens, step.threads)
-            self.remaining.learn(part, n_tokens, now - then)
+            if n_tokens > 0:  # it has not begun anew
+                part = Step(step.configuration, "fill", at, n_tokens, step.threads)
+                self.remaining.learn(part, n_tokens, now - then)
             at, then = reply["at"], now
             rest = Step(step.configuration, "fill", at, step.depth + step.n_tokens - at, step.threads)
             self._tell(f"filling the cache to {step.depth + step.n_tokens}, at {at}: {step.configuration}", rest)
 
-        worker.request("fill", on_reply, depth=step.depth, n_tokens=step.n_tokens, threads=step.threads)
+        ga_n = self._group(step.configuration, step.depth + step.n_tokens)
+        worker.request("fill", on_reply, depth=step.depth, n_tokens=step.n_tokens, threads=step.threads, ga_n=ga_n)
+        self.seconds_reading[step.configuration] += time.monotonic() - start
+
+    def _group(self, configuration: Configuration, depth: int) -> int | None:
+        """The group size to set at a depth. None: it stays as it is."""
+        return self.plan.group(configuration, depth) if configuration.is_auto else None
+
+    def _changes(self, workers: Mapping[Configuration, Worker]) -> Iterator[Change]:
+        """The group of all tokens at the last depth is doubled, and taken back, in each round."""
+        depth, threads = self.plan.depths[-1], max(self.plan.threads)
+        for number in range(1, self.plan.n_rounds + 1):
+            for each in self.plan.changed():
+                self._tell(f"changing the group at {depth}, round {number}/{self.plan.n_rounds}: {each}")
+                time.sleep(PAUSE)
+                ga_n = self.plan.group(each, depth)
+                done = workers[each].request("change", depth=depth, threads=threads, ga_n=ga_n, ga_n_new=2 * ga_n)
+                if done is not None:
+                    yield Change(
+                        each, depth, threads, number, ga_n, 2 * ga_n, done["seconds"], self.seconds_reading[each]
+                    )
 
     def _measure(self, worker: Worker, step: Step) -> Measurement:
         which = f"round {step.round}/{self.plan.n_rounds}" if step.round else "warm-up"
@@ -127,8 +153,9 @@ class _Run:
         began = time.monotonic()
         busy, own = _busy_seconds(), _cpu_seconds(worker)
         done = worker.request(
-            "measure", depth=step.depth, phase=step.phase, n_tokens=step.n_tokens, threads=step.threads
-        )
+            "measure", depth=step.depth, phase=step.phase, n_tokens=step.n_tokens, threads=step.threads,
+            ga_n=self._group(step.configuration, step.depth),
+        )  # fmt: skip
         wall = time.monotonic() - began
         others = (_busy_seconds() - busy - (_cpu_seconds(worker) - own)) / wall
         if done["n_tokens"] != step.n_tokens:
@@ -137,7 +164,7 @@ class _Run:
         return Measurement(
             step.configuration, step.phase, step.depth, step.threads, step.round, step.n_tokens,
             seconds=done["seconds"], cpu_seconds=done["cpu_seconds"], other_cores=max(0.0, others),
-            started=began - self.started,
+            started=began - self.started, ga_n=done["ga_n"] or step.configuration.ga_n,
         )  # fmt: skip
 
     def _tell(self, text: str, *now: Step) -> None:
@@ -154,6 +181,7 @@ def _arguments(plan: Plan, configuration: Configuration, lib: Path) -> dict[str,
         "n_gpu_layers": plan.n_gpu_layers,
         "swa_full": plan.swa_full,
         "ga_n": configuration.ga_n,
+        "ga_n_max": configuration.ga_n_max,
         "ga_w": configuration.ga_w,
         "attn": configuration.attn,
         "flash": configuration.flash,
@@ -172,7 +200,7 @@ def _check_memory(plan: Plan) -> None:
         needed += cache_size(
             info.layers,
             plan.n_ctx,
-            ga_w=each.ga_w if each.ga_n > 1 else None,
+            ga_w=each.ga_w if each.is_extended else None,
             type_k=each.type_k,
             type_v=each.type_v,
             n_ubatch=plan.n_batch,

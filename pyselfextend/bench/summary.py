@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .plan import Configuration
-from .records import Measurement, Record
+from .records import Change, Measurement, Record
 
-__all__ = ["Row", "Spread", "busy_others", "summarize"]
+__all__ = ["ChangeRow", "Row", "Spread", "busy_others", "summarize", "summarize_changes"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,40 @@ class Row:
     ratio: Spread | None
     """Speed as a multiple of the baseline's. None: no round has both."""
 
+    ga_n: int
+    """Group size in force."""
+
+    @property
+    def kind(self) -> str:
+        """What is compared, with the group in force where it follows the length."""
+        return self.configuration.kind_with(self.ga_n)
+
+
+@dataclass(frozen=True)
+class ChangeRow:
+    """What a change of the group takes."""
+
+    configuration: Configuration
+    depth: int
+    """Tokens that are turned."""
+
+    ga_n: int
+    """Group size before it."""
+
+    ga_n_new: int
+    """Group size after it."""
+
+    seconds: Spread
+    """What it takes."""
+
+    seconds_reading: float
+    """What reading these tokens took."""
+
+    @property
+    def share(self) -> float:
+        """The median as a share of that."""
+        return self.seconds.median / self.seconds_reading
+
 
 def summarize(records: Iterable[Record]) -> list[Row]:
     """A row for each configuration, number of threads, phase and depth, in the order in which they were measured."""
@@ -90,10 +124,23 @@ def summarize(records: Iterable[Record]) -> list[Row]:
             others = rounds[baseline, threads, phase, depth]
             ratios = [found[i].tokens_per_second / others[i].tokens_per_second for i in found if i in others]
         speed = speeds[configuration, threads, phase, depth]
-        n_tokens = next(iter(found.values())).n_tokens
+        first = next(iter(found.values()))
         ratio = Spread.of(ratios) if ratios else None
-        rows.append(Row(configuration, phase, depth, threads, n_tokens, speed, baseline, ratio))
+        rows.append(Row(configuration, phase, depth, threads, first.n_tokens, speed, baseline, ratio, first.ga_n))
     return rows
+
+
+def summarize_changes(records: Iterable[Record]) -> list[ChangeRow]:
+    """A row for each configuration whose group was changed."""
+    rounds: dict[Configuration, list[Change]] = defaultdict(list)
+    for record in records:
+        if isinstance(record, Change):
+            rounds[record.configuration].append(record)
+    return [
+        ChangeRow(each, found[0].depth, found[0].ga_n, found[0].ga_n_new, Spread.of([one.seconds for one in found]),
+                  found[0].seconds_reading)
+        for each, found in rounds.items()
+    ]  # fmt: skip
 
 
 def busy_others(records: Iterable[Record]) -> float:

@@ -5,8 +5,9 @@ import would make llama_cpp load ours. Requests come as lines of JSON on standar
 standard output. The end of its input is the end of the process, whatever it is doing: it cannot outlive who started it.
 
     {"do": "open", ...}: load the model, make the context
-    {"do": "fill", "depth", "n_tokens", "threads"}: evaluate tokens; replies {"at": depth} on the way
-    {"do": "measure", "depth", "n_tokens", "threads", "phase"}: time tokens
+    {"do": "fill", "depth", "n_tokens", "threads", "ga_n"}: evaluate tokens; replies {"at": depth} on the way
+    {"do": "measure", "depth", "n_tokens", "threads", "phase", "ga_n"}: time tokens
+    {"do": "change", "depth", "threads", "ga_n", "ga_n_new"}: time a change of the group, and take it back
     {"do": "memory"}: say what the process has taken
 
 The reply is {"done": ...}, or {"error": text, "kind": "model", "setting" or "bench"}.
@@ -119,17 +120,23 @@ class Bench:
         params.type_k, params.type_v = request["type_k"], request["type_v"]
         params.flash_attn_type = FLASH[request["flash"]]
         params.swa_full = request["swa_full"]
-        extended = request["ga_n"] > 1
-        if extended:
+        self.extended = max(request["ga_n"], request["ga_n_max"]) > 1
+        if self.extended:
             self.lib.llama_self_extend_set_next.argtypes = [Params]
             self.lib.llama_self_extend_set_next.restype = ctypes.c_bool
             self.lib.llama_self_extend_last_error.restype = ctypes.c_char_p
-            pair = Params(request["ga_n"], 0, request["ga_w"], ATTN[request["attn"]])
+            self.lib.llama_self_extend_get_group.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+            self.lib.llama_self_extend_get_group.restype = ctypes.c_uint32
+            self.lib.llama_self_extend_set_group.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]
+            self.lib.llama_self_extend_set_group.restype = ctypes.c_bool
+            self.lib.llama_self_extend_apply_shifts.argtypes = [ctypes.c_void_p]
+            self.lib.llama_self_extend_apply_shifts.restype = None
+            pair = Params(request["ga_n"], request["ga_n_max"], request["ga_w"], ATTN[request["attn"]])
             if not self.lib.llama_self_extend_set_next(pair):
                 raise Failure("setting", self.lib.llama_self_extend_last_error().decode())
         ctx = self.api.llama_init_from_model(self.model, params)
         if not ctx:
-            refused = self.lib.llama_self_extend_last_error().decode() if extended else ""
+            refused = self.lib.llama_self_extend_last_error().decode() if self.extended else ""
             raise Failure("setting", refused or f"llama.cpp made no context: {self.log.reason()}")
         return ctx
 
@@ -182,22 +189,30 @@ class Bench:
         ]
         return sorted(found, key=lambda each: each["device"])
 
-    def fill(self, depth: int, n_tokens: int, threads: int) -> Iterator[int]:
-        """Evaluate ``n_tokens`` at ``depth``; yields how far it is."""
-        self.cut(depth)
+    def fill(self, depth: int, n_tokens: int, threads: int, ga_n: int | None = None) -> Iterator[int]:
+        """Evaluate ``n_tokens`` at ``depth``; yields how far it is. With ``ga_n``, the group of all tokens.
+
+        Where the keys that are cached cannot be turned to that, from the beginning.
+        """
+        end = depth + n_tokens
         self.api.llama_set_n_threads(self.ctx, threads, threads)
-        for at in range(depth, depth + n_tokens, self.n_batch):
-            n = min(self.n_batch, depth + n_tokens - at)
+        self.cut(depth)
+        if not self.set_group(ga_n):
+            depth = 0
+            self.cut(depth, ga_n)
+            yield depth
+        for at in range(depth, end, self.n_batch):
+            n = min(self.n_batch, end - at)
             self.evaluate(at, n)
             yield at + n
 
-    def measure(self, depth: int, n_tokens: int, threads: int, phase: str) -> dict[str, Any]:
+    def measure(self, depth: int, n_tokens: int, threads: int, phase: str, ga_n: int | None = None) -> dict[str, Any]:
         """Time ``n_tokens`` at ``depth``, as prompts are read or one by one; returns seconds and what was evaluated."""
-        self.cut(depth)
+        self.cut(depth, ga_n)
         self.api.llama_set_n_threads(self.ctx, threads, threads)
         for i in range(N_WARM_UP):
             self.evaluate(depth + i, 1)
-        self.cut(depth)
+        self.cut(depth, ga_n)
         step = {"prefill": self.n_batch, "decode": 1}[phase]
 
         n_before = self.n_evaluated()
@@ -205,14 +220,50 @@ class Bench:
         for first in range(0, n_tokens, step):
             self.evaluate(depth + first, min(step, n_tokens - first))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_before
-        return {"seconds": seconds, "cpu_seconds": cpu, "n_tokens": self.n_evaluated() - n_before}
+        n_evaluated = self.n_evaluated() - n_before
+        return {"seconds": seconds, "cpu_seconds": cpu, "n_tokens": n_evaluated, "ga_n": self.group()}
 
-    def cut(self, depth: int) -> None:
-        """Forget what stands at ``depth`` and after it."""
+    def change(self, depth: int, threads: int, ga_n: int, ga_n_new: int) -> dict[str, Any] | None:
+        """Time a change of the group of ``depth`` tokens, and take it back. None: their keys cannot be turned."""
+        self.cut(depth, ga_n)
+        self.api.llama_set_n_threads(self.ctx, threads, threads)
+        self.apply_shifts()
+        start = time.perf_counter()
+        if not self.set_group(ga_n_new):
+            return None
+        self.apply_shifts()
+        seconds = time.perf_counter() - start
+        self.set_group(ga_n)
+        self.apply_shifts()
+        return {"seconds": seconds}
+
+    def group(self) -> int:
+        """The group size in force; 0: the context is plain."""
+        return int(self.lib.llama_self_extend_get_group(self.ctx, 0)) if self.extended else 0
+
+    def set_group(self, ga_n: int | None) -> bool:
+        """Set it for all tokens. None: it stays as it is. Returns whether that can be."""
+        n_errors = len(self.log.errors)
+        done = ga_n in (None, self.group()) or self.lib.llama_self_extend_set_group(self.ctx, 0, ga_n)
+        del self.log.errors[n_errors:]  # a refusal is not what goes wrong later
+        return bool(done)
+
+    def apply_shifts(self) -> None:
+        """Turn the keys to the group that was set."""
+        n_errors = len(self.log.errors)
+        self.lib.llama_self_extend_apply_shifts(self.ctx)
+        self.api.llama_synchronize(self.ctx)
+        if len(self.log.errors) > n_errors:
+            raise Failure("bench", f"the keys could not be turned: {self.log.errors[n_errors].strip()}")
+
+    def cut(self, depth: int, ga_n: int | None = None) -> None:
+        """Forget what stands at ``depth`` and after it; with ``ga_n``, set the group, which an empty cache forgets."""
         if not self.api.llama_memory_seq_rm(self.memory, 0, depth, -1) or self.n_past() != depth:
             raise Failure(
                 "bench", f"the cache of this model cannot go back to {depth} tokens; try it with a full one (swa_full)"
             )
+        if not self.set_group(ga_n):
+            raise Failure("bench", self.lib.llama_self_extend_last_error().decode())
 
     def evaluate(self, pos: int, n_tokens: int) -> None:
         """Evaluate the tokens at ``pos`` and wait for the logits of the last one."""
@@ -308,6 +359,8 @@ def answer(bench: Bench | None, request: dict[str, Any]) -> Iterator[dict[str, A
         yield {"done": None}
     elif what == "measure":
         yield {"done": bench.measure(**request)}
+    elif what == "change":
+        yield {"done": bench.change(**request)}
     else:
         yield {"done": {"bytes_peak": bytes_peak()}}
 

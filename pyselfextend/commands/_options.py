@@ -9,16 +9,27 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from ..config import SETTING_MAX
+from ..config import AUTO, SETTING_MAX
 from ..machine import n_cores
 from ._command import option
 
-__all__ = ["FRACTION", "GGUF_FILE", "CommaSeparated", "GgufFile", "Integer", "NamedPath", "Real", "seed", "threads"]
+__all__ = [
+    "FRACTION",
+    "GGUF_FILE",
+    "CommaSeparated",
+    "GgufFile",
+    "GroupSize",
+    "Integer",
+    "NamedPath",
+    "Real",
+    "seed",
+    "threads",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -60,6 +71,20 @@ class Integer(_Number):
 
     def __init__(self, low: int | None = None, high: int | None = SETTING_MAX, note: str = "") -> None:
         super().__init__(low, high, note)
+
+
+class GroupSize(Integer):
+    """A group size, or ``auto``, which follows the length."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["auto"]:
+        """Read and check it."""
+        return value if value == AUTO else super().convert(value, param, ctx)  # type: ignore[no-any-return]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """The word."""
+        return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
 
 
 class Real(_Number):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..cache_size import CACHE_TYPES
+from ..config import AUTO
 from ..machine import n_cores
 from ..output_file import check_output, is_stream
 from ._command import Command, option
 from ._options import GGUF_FILE, CommaSeparated, Integer, NamedPath
+
+if TYPE_CHECKING:
+    from ..bench.plan import GivenPair
 
 EPILOG = """The stock build is llama.cpp from the same pinned source without our patches, compiled as our library was.
 It is built once, into the cache folder (PYSELFEXTEND_CACHE_DIR, or the user's), which takes a C++ compiler and minutes.
@@ -20,24 +25,34 @@ It is built once, into the cache folder (PYSELFEXTEND_CACHE_DIR, or the user's),
 Every configuration has a process of its own, and one computes at a time. At each depth they take turns in rounds, A B,
 B A, A B, ...; one more round before them is not counted. Ctrl-C ends all and shows what has been measured.
 
+With auto the group follows the length: at each depth it is the one that is chosen for a text of the tokens there and
+those that are measured, 1 inside the trained window. If the last depth is beyond that, a change of the group is timed.
+
 With --json, one object. machine; plan (depths, threads and n_* in tokens); records in their order, where configuration
 is a number in plan.configurations: opened (library, build, system_info, devices, cache_mib, bytes_base; attention: way,
 device and layers; memory: device, bytes_model, bytes_cache, bytes_compute), measurement (phase, depth, threads, round,
-n_tokens, seconds, cpu_seconds, other_cores, started), memory (depth, bytes_peak).
+n_tokens, seconds, cpu_seconds, other_cores, started, ga_n in force), memory (depth, bytes_peak), change of the group at
+the last depth (depth, threads, round, ga_n, ga_n_new, seconds, seconds_reading all tokens there).
 """
 
 
-class Pair(click.ParamType[tuple[int, int]]):
-    """A group size and a neighbour window, ``G:W``."""
+class Pair(click.ParamType["GivenPair"]):
+    """A group size and a neighbour window, ``G:W``; ``auto`` or ``auto:W``."""
 
     name = "pair"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> GivenPair:
         """Read it."""
         ga_n, colon, ga_w = value.partition(":")
+        if ga_n == AUTO and (ga_w.isdecimal() if colon else True):
+            return "auto", int(ga_w) if colon else None
         if not (colon and ga_n.isdecimal() and ga_w.isdecimal()) or int(ga_n) < 2:
-            self.fail(f"{value!r} is not G:W, a group size of at least 2 and a neighbour window", param, ctx)
+            self.fail(f"{value!r} is not G:W, a group size of at least 2 and a neighbour window, or auto", param, ctx)
         return int(ga_n), int(ga_w)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """The word."""
+        return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
 
 
 def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
@@ -55,7 +70,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     epilog=EPILOG,
     examples=[
         "pyselfextend bench model.gguf",
-        "pyselfextend bench model.gguf --pairs 4:1024 --depths 0,16384 --plot speed.png",
+        "pyselfextend bench model.gguf --pairs auto,4:1024 --depths 0,16384 --plot speed.png",
         "pyselfextend bench model.gguf --cache F16,Q8_0 --threads 1,4 --no-stock",
     ],
 )
@@ -65,8 +80,8 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     type=CommaSeparated(Pair()),
     metavar="G:W,...",
     section="What is compared",
-    show_default="by the authors' rule for the longest depth",
-    help="Group sizes and neighbour windows.",
+    show_default="auto",
+    help="Group sizes and neighbour windows; auto, also auto:W: a group that follows the length.",
 )
 @option("--no-pairs", is_flag=True, section="What is compared", show_default=False, help="Leave pairs out.")
 @option("--plain/--no-plain", default=True, section="What is compared", help="Our build with the plain model.")
@@ -163,7 +178,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 )
 def command(
     model: Path,
-    pairs: tuple[tuple[int, int], ...] | None,
+    pairs: tuple[GivenPair, ...] | None,
     no_pairs: bool,
     plain: bool,
     stock: Path | None,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress
 from rich.table import Table
 
-from ..bench import Memory, Opened, Results, Row, Spread, busy_others, summarize
+from ..bench import Memory, Opened, Results, Row, Spread, busy_others, summarize, summarize_changes
 from ..bench import Progress as Stand
 from ..placement import describe
 from ..screen import PlainColumn, clock, mib
@@ -88,6 +88,8 @@ def show(console: Console, results: Results) -> None:
     if results.of(Memory):
         console.print()
         console.print(_memory(results))
+    for line in _changes(results):
+        console.print(line, soft_wrap=True)
     console.print(" ".join(EXPLANATION.split()))
     busy = busy_others(results.records)
     if busy > BUSY_OTHERS:
@@ -135,7 +137,7 @@ def _speeds(title: str, rows: Sequence[Row], has_stock: bool) -> Table:
                 cells += ["baseline", ""]
             elif row.ratio:
                 cells += [_number(row.ratio.median), _quartiles(row.ratio)]
-            first = ["" if i else str(depth), row.configuration.kind, "on" if row.configuration.flash else "off"]
+            first = ["" if i else str(depth), row.kind, "on" if row.configuration.flash else "off"]
             table.add_row(*first, *cells, end_section=i + 1 == len(some))
     return table
 
@@ -157,6 +159,16 @@ def _memory(results: Results) -> Table:
         cells = [mib(each.bytes_peak), f"{about.cache_mib:.1f} MiB", *(taken.get(device, "") for device in devices)]
         table.add_row(str(configuration), *cells)
     return table
+
+
+def _changes(results: Results) -> Iterator[str]:
+    for row in summarize_changes(results.records):
+        yield (
+            f"{row.configuration}: changing the group of {row.depth} tokens from {row.ga_n} to {row.ga_n_new} takes "
+            f"{_number(1000 * row.seconds.median)} ms (quartiles "
+            f"{_number(1000 * row.seconds.low)}-{_number(1000 * row.seconds.high)}), {row.share:.2%} of the "
+            f"{_number(row.seconds_reading)} s that reading them took"
+        )
 
 
 def _table(title: str) -> Table:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from ..config import AUTO
 from ..default_model import MODEL_DISTRIBUTION
 from ._command import Command, option
-from ._options import FRACTION, GGUF_FILE, Integer, seed, threads
+from ._options import FRACTION, GGUF_FILE, GroupSize, Integer, seed, threads
 
 __all__ = ["command"]
 
@@ -48,23 +50,29 @@ __all__ = ["command"]
 @seed("the fact", "Text")
 @option(
     "--ga-n",
-    type=Integer(2, note="the plain model is shown anyway"),
+    type=GroupSize(2, note="the plain model is shown anyway"),
+    default=AUTO,
     metavar="G",
     section="SelfExtend",
-    show_default="the smallest that keeps positions within 2/3 of the trained window",
-    help="Group size.",
+    help="Group size; auto chooses it for the length of the text.",
 )
 @option(
     "--ga-w",
     type=Integer(0),
     metavar="W",
     section="SelfExtend",
-    show_default="1/8 of the trained window",
+    show_default="1/8 of the trained window, at most 2048",
     help="Neighbour window in tokens.",
 )
 @threads("Running")
 def command(
-    model: Path | None, tokens: int, depth: float, seed: int, ga_n: int | None, ga_w: int | None, threads: int
+    model: Path | None,
+    tokens: int,
+    depth: float,
+    seed: int,
+    ga_n: int | Literal["auto"],
+    ga_w: int | None,
+    threads: int,
 ) -> int:
     """Show a model answering from beyond its trained window.
 

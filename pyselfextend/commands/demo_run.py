@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
 from ..chat_frame import chat_frame
+from ..config import AUTO
 from ..default_model import find_model
 from ..errors import DemoError, ModelFileError
-from ..groups import choose_ga_n, default_ga_w
 from ..llama import Llama
 from ..opening import open_quietly
 from ..prompts import Fact, build_prompt, prose
@@ -32,13 +33,13 @@ N_SLICE = 256  # tokens that are read at once: Ctrl-C waits for no more than tha
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the demo was asked for. None leaves the choice to it."""
+    """What the demo was asked for. None and "auto" leave the choice to it."""
 
     model: Path | None
     tokens: int
     depth: float
     seed: int
-    ga_n: int | None
+    ga_n: int | Literal["auto"]
     ga_w: int | None
     threads: int
 
@@ -56,23 +57,26 @@ def run(args: Arguments) -> int:
     console = result_console()
     started = time.monotonic()
 
-    with open_model(model_path, args) as llm:
+    with open_model(model_path, args, ga_n=1) as llm:
         n_ctx_train = llm.self_extend.n_ctx_train
+        if args.ga_n == AUTO and args.tokens + N_ANSWER <= n_ctx_train:
+            raise DemoError(
+                f"a text of {args.tokens} tokens and the answer fit into the trained window of {n_ctx_train}, where "
+                f"auto is the plain model; give at least {n_ctx_train - N_ANSWER + 1} tokens, or a group size"
+            )
         tokens = prompt_tokens(llm, fact, paragraphs, args)
         console.print(
             f"{printable(model_path.name, lines=False)} was trained on {n_ctx_train} tokens; the text has "
             f"{len(tokens)}. At {args.depth:.0%} of it stands:\n  {fact.sentences}",
             soft_wrap=True,
         )
-        ga_w = default_ga_w(n_ctx_train) if args.ga_w is None else args.ga_w
-        ga_n = choose_ga_n(n_ctx_train, ga_w, args.tokens + N_ANSWER) if args.ga_n is None else args.ga_n
-        with open_model(model_path, args, ga_n=ga_n, ga_w=ga_w):
+        with open_model(model_path, args, ga_n=args.ga_n, ga_w=args.ga_w):
             pass  # what cannot be extended is refused now, not after minutes of reading
         plain = read_and_answer(llm, tokens, fact, "plain model", console)
 
-    with open_model(model_path, args, ga_n=ga_n, ga_w=ga_w) as llm:
+    with open_model(model_path, args, ga_n=args.ga_n, ga_w=args.ga_w) as llm:
+        extended = read_and_answer(llm, tokens, fact, f"ga_n={args.ga_n}", console)
         info = llm.self_extend
-        extended = read_and_answer(llm, tokens, fact, f"ga_n={info.ga_n} ga_w={info.ga_w}", console)
 
     console.print()
     console.print(result_table(fact, info, plain, extended))
@@ -82,7 +86,7 @@ def run(args: Arguments) -> int:
 
 
 @contextlib.contextmanager
-def open_model(model_path: Path, args: Arguments, **self_extend: int) -> Iterator[Llama]:
+def open_model(model_path: Path, args: Arguments, **self_extend: Any) -> Iterator[Llama]:
     """A model with room for the text and the answer, closed at the end.
 
     Raises:
@@ -109,13 +113,20 @@ def prompt_tokens(llm: Llama, fact: Fact, paragraphs: Sequence[str], args: Argum
 
 
 def read_and_answer(llm: Llama, tokens: list[int], fact: Fact, name: str, console: Console) -> Run:
-    """Let the model read the prompt, slice by slice, and answer; both are shown as they go."""
+    """Let the model read the prompt, slice by slice, and answer; both are shown as they go.
+
+    ``name`` is what it is called until the group that is in force is known.
+    """
     started = time.monotonic()
     with reading_bar(console, f"{name}: reading", len(tokens)) as bar:
         for start in range(0, len(tokens), N_SLICE):
-            llm.eval(tokens[start : start + N_SLICE])
-            bar.advance(len(tokens[start : start + N_SLICE]))
+            part = tokens[start : start + N_SLICE]
+            llm.eval(part, n_expected=len(tokens) - start - len(part) + N_ANSWER)
+            bar.advance(len(part))
     read = time.monotonic()
+    info = llm.self_extend
+    if info.ga_n_max > 1:
+        name = f"ga_n={info.ga_n} ga_w={info.ga_w}"
 
     console.print(f"{name}: ", end="")
     answer = ""

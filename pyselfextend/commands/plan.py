@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -14,19 +14,20 @@ from ..cache_size import CACHE_TYPES
 from ..config import SETTING_MAX
 from ..plan import Plan, make_plan
 from ._command import Command, option
-from ._options import GGUF_FILE, Integer
+from ._options import GGUF_FILE, GroupSize, Integer
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-EPILOG = """The recommendation is the authors' rule: ga_w + (N - ga_w) / ga_n stays below 1/2 to 2/3 of the trained
-window for N tokens.
+EPILOG = """The recommendation is what ga_n="auto" chooses: for N tokens beyond the trained window the smallest power of
+two with which ga_w + (N - ga_w) / ga_n stays below 2/3 of it. That is the authors' rule; they name 1/2 to 2/3.
 
 With --json, one object. model: path, parts, architecture, name, quantization, tensor_types, n_params, bytes_weights,
 bytes_input, bytes_blocks, bytes_output, n_ctx_train, n_embd, n_vocab, n_ff, rope, has_learned_positions, layers
 (n_head, n_head_kv, n_embd_head_k, n_embd_head_v, window, has_rope, has_cache), has_plain_cache, refused (why SelfExtend
 refuses it, or null). n_tokens, n_ctx (cells).
 recommended, asked, pair (which memory is for) and each of pairs: ga_n, ga_w, n_ctx_reach, reaches, pos_rel_max,
-share, rule ("1/2", "2/3" or null); null is the plain model. why. memory, for each type of cache: cache (type_k,
+share, rule ("1/2", "2/3" or null); null is the plain model. why. auto: each ga_n that texts up to n_tokens are read
+with, and the longest text of each (n_tokens). memory, for each type of cache: cache (type_k,
 type_v, flash_attn, cells_far, cells_near, cells_swa, bytes_far, bytes_near, bytes_swa), bytes_compute and n_bytes in
 main memory, holds, bytes_cache_device, ways of the device (way, bytes_compute, n_bytes). impossible (types of cache,
 and why). n_ubatch. offload: layers, bytes_weights on the device, bytes_weights_rest; null without layers there. free:
@@ -57,8 +58,14 @@ def _cache_type(name: str, what: str) -> Callable[[_Function], _Function]:
 )
 @click.argument("model", type=GGUF_FILE)
 @option("--ctx", type=Integer(1), metavar="N", show_default="twice the trained window", help="Length in tokens.")
-@option("--ga-n", type=Integer(1), metavar="G", help="A group size to look at.")
-@option("--ga-w", type=Integer(0), metavar="W", help="A neighbour window to look at, in tokens.")
+@option("--ga-n", type=GroupSize(1), metavar="G", show_default="auto", help="A group size to look at.")
+@option(
+    "--ga-w",
+    type=Integer(0),
+    metavar="W",
+    show_default="1/8 of the trained window, at most 2048",
+    help="A neighbour window to look at, in tokens.",
+)
 @option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_cache_type("--type-k", "keys")
 @_cache_type("--type-v", "values")
@@ -94,7 +101,7 @@ def _cache_type(name: str, what: str) -> Callable[[_Function], _Function]:
 def command(
     model: Path,
     ctx: int | None,
-    ga_n: int | None,
+    ga_n: int | Literal["auto"] | None,
     ga_w: int | None,
     as_json: bool,
     type_k: str | None,
@@ -107,7 +114,7 @@ def command(
     """Say which group sizes and windows reach a length on MODEL, and what they take.
 
     Reads the metadata of the GGUF file MODEL and nothing else: its trained window, layers and heads; the pairs of ga_n
-    and ga_w that reach a length, and the one that the authors' rule recommends; the bytes of weights, cache and
+    and ga_w that reach a length, and what ga_n="auto" reads it with; the bytes of weights, cache and
     computation, in main memory and on a device, and whether they fit into the free memory of this machine.
     """
     plan = make_plan(

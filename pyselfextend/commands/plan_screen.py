@@ -160,6 +160,8 @@ def _advice(plan: Plan) -> Iterator[Text]:
         pair = plan.recommended
         yield Text(f"  ga_n={pair.ga_n}, ga_w={pair.ga_w} is recommended: {plan.why}.")
         yield Text(f"  {_position(pair, plan.model.n_ctx_train)}; the pair reaches {pair.n_ctx_reach} tokens.")
+    if plan.auto:
+        yield Text(f"  {_auto(plan)}")
     asked = plan.asked
     if asked is None or asked == plan.recommended:
         return
@@ -169,6 +171,15 @@ def _advice(plan: Plan) -> Iterator[Text]:
     else:
         text = f"does not reach: {asked.n_ctx_reach} tokens at most."
     yield Text(f"  ga_n={asked.ga_n}, ga_w={asked.ga_w} {text}")
+
+
+def _auto(plan: Plan) -> str:
+    """What ``ga_n="auto"`` does."""
+    plain, *groups = plan.auto
+    if not groups:
+        return f"auto: plain up to {plain.n_tokens} tokens"
+    limits = ", ".join(f"{each.ga_n} up to {each.n_tokens}" for each in groups)
+    return f"auto: ga_n={groups[-1].ga_n} for {plan.n_tokens} tokens (plain up to {plain.n_tokens}, {limits})"
 
 
 def _position(pair: Pair, n_ctx_train: int) -> str:

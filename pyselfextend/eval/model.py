@@ -5,6 +5,9 @@ beginning, and what prompts share (``sharing``) is whole slices. A cache is cut 
 forgotten a key: later, which cells the window fills depends on those that it had to free, and a key that comes back has
 been rounded once more. Then beginnings are kept as saved states; but not of models that have sliding windows of their
 own as well, since states leave out what those windows have passed, and cells lie elsewhere after loading.
+
+Under ``auto`` the group is chosen for a whole text before its first token is read, and what has been read with another
+one is not reused.
 """
 
 from __future__ import annotations
@@ -22,17 +25,20 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from .. import _native
 from ..closing import Closing
 from ..errors import EvalError, ModelFileError, SettingError
 from ..llama import CACHE_TYPES
 from ..opening import open_quietly
 from .cases import Tokenizer, Tokens
 from .settings import Rope, Setting
-from .sharing import N_SLICE, shared_prefix
+from .sharing import N_SLICE, n_read, shared_prefix
 
 import llama_cpp  # isort: skip  # after ..llama, which makes it load our library
 
 __all__ = ["Answer", "EvalModel", "LogProbs", "Progress", "cache_type", "fingerprint"]
+
+_library = _native.load()
 
 #: Tokens that are evaluated at once where the logits of all are wanted: each takes 4 bytes a word of the vocabulary.
 N_SLICE_LOGITS = 128
@@ -74,6 +80,13 @@ class _State:
     data: Any = None
     last: NDArray[np.float32] | None = None
     """The logits behind the last token, if they are known, [n_vocab]."""
+
+    group: int = 0
+    """The group size that the tokens were read with."""
+
+    def is_of(self, prompt: Tokens, group: int) -> bool:
+        """Whether it is what a prompt, or a beginning of one, leaves with this group size."""
+        return self.group == group and self.tokens == list(prompt)
 
 
 def fingerprint(path: Path) -> str:
@@ -140,7 +153,9 @@ class EvalModel(Closing):
         progress: Progress | None = None,
     ) -> None:
         self.progress = progress
+        self._setting, self._rope = setting, rope
         self._tokens: list[int] = []  # what the cache holds
+        self._group = 0  # that they were read with
         self._n_last = 0
         self._last: NDArray[np.float32] | None = None  # the logits behind the first _n_last tokens of the cache
         self._kept = self._whole = _State()  # of a prompt's beginning, and of a prompt
@@ -163,8 +178,11 @@ class EvalModel(Closing):
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
         self._n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self._batch = llama_cpp.llama_batch_init(N_SLICE, 0, 1)
+        info = self._llm.self_extend
+        is_extended = info.ga_n_max > 1  # auto is the plain model inside the trained context
         #: Tokens that the cache can hold and still be cut: there are at least as many cells in the near part.
-        self._n_cut = self._llm.self_extend.ga_w + N_SLICE if setting.kind == "pair" else self.n_ctx
+        self._n_cut = info.ga_w + N_SLICE if is_extended else self.n_ctx
+        self._follows = is_extended and setting.kind == "auto"
         self._has_windows = llama_cpp.llama_model_n_swa(self._llm.model) > 0
 
     def close(self) -> None:
@@ -211,7 +229,7 @@ class EvalModel(Closing):
         """
         self._check(len(prompt) + n_predict)
         stops = [word for word in ([stop] if isinstance(stop, str) else stop) if word]
-        logits = self._read(prompt, n_keep)
+        logits = self._read(prompt, n_keep, n_read(len(prompt), n_predict))
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a character can span tokens
         text = ""
         for n_tokens in range(n_predict):
@@ -240,8 +258,9 @@ class EvalModel(Closing):
             EvalError: they do not fit into the context.
         """
         self._check(len(prompt) + len(continuation))
-        first = self._read(prompt, n_keep)
-        if again and len(prompt) + len(continuation) > self._n_cut and self._whole.tokens != list(prompt):
+        first = self._read(prompt, n_keep, n_read(len(prompt), n_scored=len(continuation)))
+        is_long = len(prompt) + len(continuation) > self._n_cut
+        if again and is_long and not self._whole.is_of(prompt, self._group):
             self._whole = self._save()
         values, greedy = [], []
         for rows, tokens in self._rows(first, continuation):
@@ -280,18 +299,25 @@ class EvalModel(Closing):
 
     # -- the cache
 
-    def _read(self, prompt: Tokens, n_keep: int) -> NDArray[np.float32]:
-        """Evaluate a prompt and return the logits that follow it, [n_vocab]. Keeps its first n_keep tokens."""
+    def _read(self, prompt: Tokens, n_keep: int, n_tokens: int) -> NDArray[np.float32]:
+        """Evaluate a prompt and return the logits that follow it, [n_vocab].
+
+        Args:
+            prompt: at least one token.
+            n_keep: how many tokens of its beginning are kept.
+            n_tokens: how long the text is that is read, see ``n_read``.
+        """
         if not prompt:
             raise EvalError("the prompt is empty")
-        if self._last is not None and self._n_last == len(prompt) and self._cut(prompt, len(prompt)):
+        group = self._setting.group(self._rope, n_tokens)
+        if self._last is not None and self._n_last == len(prompt) and self._cut(prompt, len(prompt), group):
             return self._last
-        if self._whole.tokens == list(prompt):
+        if self._whole.is_of(prompt, group):
             self._load(self._whole)
             assert self._last is not None
             return self._last
         self._whole = _State()
-        begin = self._resume(prompt)
+        begin = self._resume(prompt, group)
         logits = None
         for start in range(begin, len(prompt), N_SLICE):
             if start == n_keep and start > begin and self._n_cut < self.n_ctx:
@@ -303,22 +329,32 @@ class EvalModel(Closing):
         self._n_last = len(prompt)
         return self._last
 
-    def _resume(self, prompt: Tokens) -> int:
+    def _resume(self, prompt: Tokens, group: int) -> int:
         """Leave whole slices of the prompt in the cache, or load those that are kept. Returns where to go on."""
         n = min(shared_prefix(self._tokens, prompt), len(prompt) - 1) // N_SLICE * N_SLICE
-        if self._cut(prompt, n):
+        if self._cut(prompt, n, group):
             self._last = None
             return n
-        self._clear()
         n = len(self._kept.tokens)
-        if n >= len(prompt) or list(prompt[:n]) != self._kept.tokens:
-            return 0
-        if n:
+        if 0 < n < len(prompt) and self._kept.is_of(prompt[:n], group):
             self._load(self._kept)
-        return n
+            return n
+        self._begin(group)
+        return 0
 
-    def _cut(self, prompt: Tokens, n: int) -> bool:
-        """Leave the first n tokens of a prompt in the cache, if they are there and those behind will not show."""
+    def _begin(self, group: int) -> None:
+        """Empty the cache, for a text that is read with this group size."""
+        self._clear()
+        if self._follows and not _library.set_group(self._ctx, 0, group):
+            raise EvalError(_library.last_error())
+        self._group = group
+
+    def _cut(self, prompt: Tokens, n: int, group: int) -> bool:
+        """Leave the first n tokens of a prompt in the cache, if they are there, read with this group size, and those
+        behind will not show.
+        """
+        if self._group != group:
+            return False
         if len(self._tokens) > max(self._n_cut, n) or self._tokens[:n] != list(prompt[:n]):
             return False
         if n == 0 or not llama_cpp.llama_memory_seq_rm(self._memory, 0, n, -1):
@@ -338,13 +374,15 @@ class EvalModel(Closing):
         data = (ctypes.c_uint8 * size)()
         if llama_cpp.llama_state_seq_get_data(self._ctx, data, size, 0) != size:
             return _State()
-        return _State(list(self._tokens), data, self._last if self._n_last == len(self._tokens) else None)
+        last = self._last if self._n_last == len(self._tokens) else None
+        return _State(list(self._tokens), data, last, self._group)
 
     def _load(self, state: _State) -> None:
         self._clear()
         if llama_cpp.llama_state_seq_set_data(self._ctx, state.data, len(state.data), 0) != len(state.data):
             raise EvalError("a saved state could not be loaded")
         self._tokens, self._last, self._n_last = list(state.tokens), state.last, len(state.tokens)
+        self._group = state.group  # a state brings that of the engine
 
     def _decode(self, tokens: Sequence[int], n_logits: int) -> NDArray[np.float32]:
         """Evaluate tokens behind those in the cache. Returns the logits of the last n_logits, [n_logits, n_vocab]."""

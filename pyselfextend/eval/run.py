@@ -23,7 +23,7 @@ from .metrics import METRICS
 from .model import EvalModel, fingerprint
 from .results import Result, RunInfo
 from .settings import Rope, Setting
-from .sharing import N_SLICE, Reading, cost, plan_readings
+from .sharing import N_SLICE, Reading, cost, n_read, plan_readings
 
 __all__ = ["Column", "Model", "Options", "Watcher", "evaluate", "run_info"]
 
@@ -110,7 +110,7 @@ def evaluate(
     Args:
         models: GGUF files.
         tasks: what to ask.
-        settings: as parsed; factors that are left open are made to fit the longest case.
+        settings: as parsed; windows that are left open are the default of the model, factors fit the longest case.
         caches: types of K and V.
         options: how models are opened.
         done: identities of results (``Result.identity``) that are there already: these cases are left out.
@@ -196,7 +196,8 @@ def _plan(
         if (identity := _blank(column, case).identity) not in seen:
             seen.add(identity)
             left.append(case)
-    return _Plan(column, n_ctx, left, plan_readings([_prompt(case) for case in left]), error)
+    groups = None if error else [setting.group(model.rope, _n_read(case)) for case in left]
+    return _Plan(column, n_ctx, left, plan_readings([_prompt(case) for case in left], groups), error)
 
 
 def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterator[Result]:
@@ -230,7 +231,7 @@ def _check_memory(plan: _Plan, options: Options) -> None:
     size = cache_size(
         info.layers,
         plan.n_ctx,
-        ga_w=column.setting.ga_w if column.setting.kind == "pair" else None,
+        ga_w=column.setting.ga_w if column.setting.group(column.model.rope, plan.n_ctx) > 1 else None,
         type_k=column.type_k,
         type_v=column.type_v,
         n_ubatch=N_SLICE,
@@ -248,6 +249,13 @@ def _prompt(case: Case) -> Tokens:
     """What is read before anything is asked."""
     query = case.query
     return query.text[: -query.n_scored] if isinstance(query, Score) else query.prompt
+
+
+def _n_read(case: Case) -> int:
+    query, n_prompt = case.query, len(_prompt(case))
+    if isinstance(query, Generate):
+        return n_read(n_prompt, query.n_predict)
+    return n_read(n_prompt, n_scored=query.n_ctx - n_prompt)  # with the longest choice
 
 
 def _cost(case: Case, reading: Reading) -> float:

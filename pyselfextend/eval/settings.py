@@ -1,4 +1,5 @@
-"""How a model is made to read a long text: plain, SelfExtend with a pair, or one of llama.cpp's own RoPE scalings.
+"""How a model is made to read a long text: plain, SelfExtend with a group that follows the length or with a fixed pair,
+or one of llama.cpp's own RoPE scalings.
 
 Pure: imports nothing native.
 """
@@ -11,18 +12,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..config import SETTING_MAX, integer
+from ..config import AUTO, SETTING_MAX, integer
 from ..errors import SettingError
+from ..groups import default_ga_w, ga_n_auto
 from ..model_info import ModelInfo, model_info
 from ..positions import n_ctx_reach
 
 __all__ = ["KINDS", "Rope", "Setting"]
 
 #: The kinds that name themselves; the other one is a pair ``G:W``.
-KINDS = ("plain", "yarn", "linear", "ntk")
+KINDS = ("plain", "auto", "yarn", "linear", "ntk")
 
 ALLOWED = (
-    "plain, G:W (group size and neighbour window), yarn, linear or ntk, the last three also with a factor (yarn:4)"
+    "plain, auto, also with a neighbour window (auto:1024), G:W (group size and neighbour window), yarn, linear or "
+    "ntk, the last three also with a factor (yarn:4)"
 )
 
 # enum llama_rope_scaling_type
@@ -62,14 +65,17 @@ class Rope:
 class Setting:
     """One column of a comparison.
 
-    ``yarn`` is Peng et al., arXiv 2309.00071; ``linear`` is position interpolation, Chen et al., arXiv 2306.15595;
-    ``ntk`` is the NTK-aware base ``b * s ** (d / (d - 2))`` of the same YaRN paper, section 3.1. ``s`` is the factor by
-    which the context grows. Each is what llama.cpp makes of its own options.
+    ``auto`` reads each text with the group of its length, ``groups.ga_n_auto``; a pair reads all with one. ``yarn`` is
+    Peng et al., arXiv 2309.00071; ``linear`` is position interpolation, Chen et al., arXiv 2306.15595; ``ntk`` is the
+    NTK-aware base ``b * s ** (d / (d - 2))`` of the same YaRN paper, section 3.1. ``s`` is the factor by which the
+    context grows. Each is what llama.cpp makes of its own options.
     """
 
     kind: str
     ga_n: int = 1
     ga_w: int | None = None
+    """Of a pair and of auto, in tokens. None: the default of the model."""
+
     factor: float | None = None
     """Of yarn, linear and ntk. None: as much as the longest prompt needs."""
 
@@ -87,8 +93,10 @@ class Setting:
         if pair := re.fullmatch(r"(\d+):(\d+)", text):
             ga_n, ga_w = integer("ga_n", int(pair[1]), 2, SETTING_MAX), integer("ga_w", int(pair[2]), 0, SETTING_MAX)
             return cls("pair", ga_n, ga_w)
+        if auto := re.fullmatch(r"auto:(\d+)", text):
+            return cls("auto", ga_w=integer("ga_w", int(auto[1]), 0, SETTING_MAX))
         kind, colon, rest = text.partition(":")
-        if kind not in KINDS or (colon and kind == "plain"):
+        if kind not in KINDS or (colon and kind in ("plain", "auto")):
             raise SettingError(f"the setting is {text!r}; it must be {ALLOWED}")
         if not colon:
             return cls(kind)
@@ -103,20 +111,24 @@ class Setting:
     def __str__(self) -> str:
         if self.kind == "pair":
             return f"{self.ga_n}:{self.ga_w}"
+        if self.ga_w is not None:
+            return f"{self.kind}:{self.ga_w}"
         return self.kind if self.factor is None else f"{self.kind}:{self.factor:g}"
 
     def resolve(self, rope: Rope, n_ctx: int) -> Setting:
-        """The setting with its factor, for a context of ``n_ctx`` tokens: ``max(1, n_ctx / n_ctx_train)``, rounded up
-        to hundredths.
+        """The setting with its window, or with its factor for a context of ``n_ctx`` tokens:
+        ``max(1, n_ctx / n_ctx_train)``, rounded up to hundredths.
 
         Raises:
-            SettingError: the model does not take it: the file declares a scaling of its own, or the pair does not fit.
+            SettingError: the model does not take it: the file declares a scaling of its own, or the window is too
+                large.
         """
         if self.kind == "plain":
             return self
-        if self.kind == "pair":
-            n_ctx_reach(rope.n_ctx_train, self.ga_n, self.ga_w or 0)
-            return self
+        if self.kind in ("auto", "pair"):
+            ga_w = default_ga_w(rope.n_ctx_train) if self.ga_w is None else self.ga_w
+            n_ctx_reach(rope.n_ctx_train, self.ga_n, ga_w)  # refuses a window that is too large
+            return Setting(self.kind, self.ga_n, ga_w)
         if rope.n_rot == 0:
             raise SettingError(f"{self.kind} scales RoPE, which the model does not have")
         if rope.scaling:
@@ -135,12 +147,27 @@ class Setting:
             return rope.n_ctx_train if rope.is_learned else None
         return n_ctx_reach(rope.n_ctx_train, self.ga_n, self.ga_w or 0)
 
+    def group(self, rope: Rope, n_tokens: int) -> int:
+        """The group size that a text of ``n_tokens`` tokens is read with, counted as by ``sharing.n_read``.
+
+        The setting must be resolved.
+        """
+        if self.kind != "auto":
+            return self.ga_n
+        assert self.ga_w is not None
+        return ga_n_auto(rope.n_ctx_train, self.ga_w, n_tokens)
+
     def arguments(self, rope: Rope) -> dict[str, Any]:
         """What ``Llama`` is given for it. The setting must be resolved."""
-        if self.kind == "plain":
-            return {}
         if self.kind == "pair":
             return {"ga_n": self.ga_n, "ga_w": self.ga_w}
+        if self.kind == "auto":
+            return {"ga_n": AUTO, "ga_w": self.ga_w}
+        return {"ga_n": 1, **self._scaling(rope)}  # by name: without, a longer context would be one with SelfExtend
+
+    def _scaling(self, rope: Rope) -> dict[str, Any]:
+        if self.kind == "plain":
+            return {}
         assert self.factor is not None
         if self.kind == "ntk":
             return {"rope_freq_base": rope.freq_base * self.factor ** (rope.n_rot / (rope.n_rot - 2))}

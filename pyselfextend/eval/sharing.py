@@ -1,7 +1,8 @@
 """What prompts that come after one another share, so that it is evaluated once. Pure.
 
 Prompts are evaluated in slices of ``N_SLICE`` tokens counted from their beginning. Only whole slices are shared: then a
-prompt is evaluated in the same pieces whether it shares anything or not, and its answer is the same bit by bit.
+prompt is evaluated in the same pieces whether it shares anything or not, and its answer is the same bit by bit. What
+has been read with another group size (``Setting.group``) is not shared.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from .cases import Tokens
 
-__all__ = ["N_SLICE", "Reading", "cost", "plan_readings", "shared_prefix"]
+__all__ = ["N_SLICE", "Reading", "cost", "n_read", "plan_readings", "shared_prefix"]
 
 #: Tokens that are evaluated at once.
 N_SLICE = 512
@@ -40,12 +41,29 @@ def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return int(different[0]) if len(different) else n
 
 
-def plan_readings(prompts: Sequence[Tokens]) -> list[Reading]:
-    """How to read prompts one after another, where one beginning can be kept at a time."""
+def n_read(n_prompt: int, n_predict: int = 0, n_scored: int = 0) -> int:
+    """How long a text is that a model reads, in tokens.
+
+    Args:
+        n_prompt: tokens of the prompt.
+        n_predict: the longest answer; all of it counts, as in ``Llama``.
+        n_scored: tokens of a continuation; of the last one only the probability is asked for, it is not read.
+    """
+    return n_prompt + n_predict + max(0, n_scored - 1)
+
+
+def plan_readings(prompts: Sequence[Tokens], groups: Sequence[int] | None = None) -> list[Reading]:
+    """How to read prompts one after another, where one beginning can be kept at a time.
+
+    Args:
+        prompts: in their order.
+        groups: the group size that each is read with. None: the same for all.
+    """
     readings = []
     kept = 0  # of the prompt that is looked at
     for i, prompt in enumerate(prompts):
-        shared = shared_prefix(prompt, prompts[i + 1]) if i + 1 < len(prompts) else 0
+        is_near = i + 1 < len(prompts) and (groups is None or groups[i] == groups[i + 1])
+        shared = shared_prefix(prompt, prompts[i + 1]) if is_near else 0
         # The last token of a prompt is always evaluated: its logits are what is asked for.
         ahead = min(shared, len(prompt) - 1, len(prompts[i + 1]) - 1 if shared else 0) // N_SLICE * N_SLICE
         n_keep = ahead if ahead > kept else 0

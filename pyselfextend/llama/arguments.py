@@ -318,6 +318,7 @@ METHODS: dict[str, Check] = {
     "special": flag,
     "reset": flag,
     "idx": optional(whole(0)),
+    "n_expected": whole(0),
     "normalize": flag,
     "truncate": flag,
     "return_count": flag,

@@ -79,8 +79,13 @@ class Evaluating(llama_cpp.Llama):
         self._n_tokens = value
 
     @public(changes=True)
-    def eval(self, tokens: Sequence[int]) -> None:
+    def eval(self, tokens: Sequence[int], *, n_expected: int = 0) -> None:
         """Evaluate tokens after the ``n_tokens`` that have been evaluated.
+
+        Args:
+            tokens: the next ones.
+            n_expected: how many are to follow them. With ``ga_n="auto"`` the group is chosen for all of it: a text that
+                is handed over in parts is read with one group.
 
         Raises:
             ContextFullError: a ``ValueError``: they do not fit into what is left of the context. Nothing was evaluated.
@@ -99,12 +104,13 @@ class Evaluating(llama_cpp.Llama):
                 f"give at most {room - self.n_tokens}, or create the model with a larger n_ctx"
             )
         can_cut = self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) and not windows.have_forgotten(self)
-        if not can_cut or not self._choose_group(len(found)):
-            self._evaluate_again(len(found))
+        n_answer = None if self._n_answer is None else max(self._n_answer, n_expected)
+        if not can_cut or not self._choose_group(len(found), n_answer):
+            self._evaluate_again(len(found), n_answer)
         self._evaluate(found)
 
-    def _choose_group(self, n_more: int) -> bool:
-        return self._policy is None or n_more == 0 or follow(self, self.n_tokens + n_more, self._n_answer)
+    def _choose_group(self, n_more: int, n_answer: int | None) -> bool:
+        return self._policy is None or n_more == 0 or follow(self, self.n_tokens + n_more, n_answer)
 
     def _evaluate(self, tokens: list[int]) -> None:
         if tokens:
@@ -112,9 +118,9 @@ class Evaluating(llama_cpp.Llama):
             super().eval(tokens)
             self._n_outputs = (len(tokens) - 1) % self.n_batch + 1 if self._logits_all else 1
 
-    def _evaluate_again(self, n_more: int = 0) -> None:
-        """Fill the cache anew with the tokens so far, before ``n_more``: it cannot be cut at ``n_tokens``, or turned to
-        another group.
+    def _evaluate_again(self, n_more: int = 0, n_answer: int | None = 0) -> None:
+        """Fill the cache anew with the tokens so far, before ``n_more`` and ``n_answer``: it cannot be cut at
+        ``n_tokens``, or turned to another group.
 
         It is so where keys that would come into a window again are lost: those of layers with a sliding window of their
         own (``swa_full=False``), and of models that normalize keys after RoPE. llama_cpp ignores the refusal, and would
@@ -123,7 +129,7 @@ class Evaluating(llama_cpp.Llama):
         tokens = self.input_ids[: self.n_tokens].tolist()
         self.n_tokens = 0
         self._ctx.kv_cache_clear()
-        self._choose_group(len(tokens) + n_more)
+        self._choose_group(len(tokens) + n_more, n_answer)
         super().eval(tokens)
 
     @public(changes=True)
@@ -133,8 +139,11 @@ class Evaluating(llama_cpp.Llama):
         """Embed texts, as in ``llama_cpp.Llama``; that one is longer than ``n_batch`` and cut is warned of."""
         if not isinstance(input, str) and not input:
             return ([], 0) if return_count else []
-        for i, text in enumerate([input] if isinstance(input, str) else input):
+        texts = [input] if isinstance(input, str) else input
+        sizes = []
+        for i, text in enumerate(texts):
             n_tokens = len(self.tokenize(text.encode("utf-8")))
+            sizes.append(min(n_tokens, self.n_batch))
             if n_tokens == 0:  # llama_cpp would write before the batch
                 raise SettingError(f"input[{i}] is {text!r}, which has no tokens; there is nothing to embed")
             if truncate and n_tokens > self.n_batch:
@@ -144,9 +153,17 @@ class Evaluating(llama_cpp.Llama):
                     RuntimeWarning,
                     stacklevel=3,
                 )
-        if isinstance(input, str) or int(self.pooling_type()) != llama_cpp.LLAMA_POOLING_TYPE_NONE:
+        is_pooled = int(self.pooling_type()) != llama_cpp.LLAMA_POOLING_TYPE_NONE
+        if self._policy is None and (is_pooled or isinstance(input, str)):
             return super().embed(input, normalize, truncate, return_count)
-        # of several texts in a batch, llama_cpp takes the tokens' embeddings of all but the first from other places
-        found = [super(Evaluating, self).embed(text, normalize, truncate, return_count=True) for text in input]
-        embeddings = [each for each, _ in found]
-        return (embeddings, sum(n for _, n in found)) if return_count else embeddings
+        # of several texts in a batch, llama_cpp takes the tokens' embeddings of all but the first from other places;
+        # and they would share a group
+        embeddings = [self._embed(text, n, normalize, truncate) for text, n in zip(texts, sizes, strict=True)]
+        found = embeddings[0] if isinstance(input, str) else embeddings
+        return (found, sum(sizes)) if return_count else found
+
+    def _embed(self, text: str, n_tokens: int, normalize: bool, truncate: bool) -> Any:
+        self._ctx.kv_cache_clear()
+        self.n_tokens = 0
+        self._choose_group(n_tokens, 0)
+        return super().embed(text, normalize, truncate)

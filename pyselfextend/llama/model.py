@@ -134,6 +134,7 @@ class Llama(Generating, Closing):
         if self._policy and not reason:
             try:
                 self._open(model_path, **kwargs)
+                self._policy = dataclasses.replace(self._policy, n_ctx=self.n_ctx())  # llama.cpp pads it
                 return
             except SettingError as error:
                 if not is_default:

@@ -13,18 +13,19 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm_eval.api.model import TemplateLM  # type: ignore[import-untyped]
 from lm_eval.api.registry import register_model  # type: ignore[import-untyped]
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # type: ignore[import-untyped]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from ..config import SETTING_MAX, integer
+from ..config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from ..errors import EvalError, SettingError
 from ..eval.cases import Tokens
 from ..eval.model import EvalModel
 from ..eval.settings import Rope, Setting
+from ..eval.sharing import n_read
 from ..groups import default_ga_w
 from .chat import apply_template, template_of
 from .generation import Generation
@@ -47,12 +48,13 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
 
     Args:
         path: the GGUF file.
-        setting: how: ``plain``, ``G:W``, ``yarn``, ``linear`` or ``ntk``, the last three with a factor (``yarn:2``) or
-            as much as ``n_ctx`` needs. None: ``ga_n`` and ``ga_w`` say it.
-        ga_n: group size; 1 is the plain model.
+        setting: how: ``plain``, ``auto``, ``auto:W``, ``G:W``, ``yarn``, ``linear`` or ``ntk``, the last three with a
+            factor (``yarn:2``) or as much as ``n_ctx`` needs. None: ``ga_n`` and ``ga_w`` say it.
+        ga_n: group size; 1 is the plain model, "auto" follows the length of each request.
         ga_w: neighbour window in tokens. None: an eighth of the trained window, at most 2048.
         n_ctx: context in tokens: the most that the model is given at once. None: all that the setting reaches, which is
-            the trained window for the plain model. It takes its memory when the model is opened.
+            the trained window for the plain model, and for "auto", which has no limit of its own. It takes its memory
+            when the model is opened.
         type_k, type_v: types of the cache, such as ``F16`` and ``Q8_0``.
         n_threads: None for llama_cpp's default.
         n_gpu_layers: layers on a device; -1 for all.
@@ -72,7 +74,7 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
         path: str | Path,
         *,
         setting: str | None = None,
-        ga_n: int = 1,
+        ga_n: int | Literal["auto"] = 1,
         ga_w: int | None = None,
         n_ctx: int | None = None,
         type_k: str = "F16",
@@ -89,7 +91,7 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self.path = Path(path).expanduser()
         self.max_gen_toks = integer("max_gen_toks", max_gen_toks, 1, SETTING_MAX)
-        rope = Rope.of(self.path)
+        self._rope = rope = Rope.of(self.path)
         asked = _setting(setting, ga_n, ga_w, rope)
         reach = asked.n_ctx_max(rope)
         if n_ctx is None:
@@ -193,7 +195,8 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, found[step.index])
 
-        steps = plan_steps([prompt for prompt, _ in pairs], lambda i: pairs[i][1])
+        groups = [self._group(n_read(len(prompt), n_scored=len(continuation))) for prompt, continuation in pairs]
+        steps = plan_steps([prompt for prompt, _ in pairs], groups, lambda i: pairs[i][1])
         self._go_through(steps, lambda i: len(pairs[i][1]) - 1, ask, "loglikelihood", disable_tqdm)
         return [found[i] for i in range(len(requests))]
 
@@ -254,9 +257,16 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
             found[step.index] = self._model.answer(prompt, generation.max_gen_toks, generation.until, step.n_keep).text
             self.cache_hook.add_partial("generate_until", requests[step.index].args, found[step.index])
 
-        steps = plan_steps(prompts, lambda i: ())
+        groups = [
+            self._group(n_read(len(prompt), generation.max_gen_toks))
+            for prompt, generation in zip(prompts, generations, strict=True)
+        ]
+        steps = plan_steps(prompts, groups, lambda i: ())
         self._go_through(steps, lambda i: generations[i].max_gen_toks, ask, "generate_until", disable_tqdm)
         return [found[i] for i in range(len(requests))]
+
+    def _group(self, n_tokens: int) -> int:
+        return self.setting.group(self._rope, n_tokens)
 
     def _warn_of_cuts(self, asked: Sequence[int], left: Sequence[int]) -> None:
         """Given the tokens that requests ask to evaluate, and those that are left of each at most."""
@@ -290,14 +300,14 @@ class SelfExtendLM(TemplateLM):  # type: ignore[misc]
                 self._model.progress = None
 
 
-def _setting(setting: str | None, ga_n: int, ga_w: int | None, rope: Rope) -> Setting:
+def _setting(setting: str | None, ga_n: int | Literal["auto"], ga_w: int | None, rope: Rope) -> Setting:
     """What is asked for, in one of two ways."""
-    ga_n = integer("ga_n", ga_n, 1, SETTING_MAX)
+    config = SelfExtendConfig(ga_n, ga_w)
     if setting is not None:
-        if ga_n > 1 or ga_w is not None:
+        if not config.is_plain or ga_w is not None:
             raise SettingError(f"the setting is {setting!r}, and ga_n or ga_w are given too; give one or the other")
         return Setting.parse(setting)
-    if ga_n == 1:
+    if config.is_plain:
         return Setting("plain")
-    ga_w = default_ga_w(rope.n_ctx_train) if ga_w is None else integer("ga_w", ga_w, 0, SETTING_MAX)
-    return Setting("pair", ga_n, ga_w)
+    ga_w = default_ga_w(rope.n_ctx_train) if config.ga_w is None else config.ga_w
+    return Setting("auto", ga_w=ga_w) if config.ga_n == AUTO else Setting("pair", int(config.ga_n), ga_w)

@@ -28,20 +28,23 @@ class Step:
     """Tokens of its prompt that are evaluated, about; the others have been already."""
 
 
-def plan_steps(prompts: Sequence[Tokens], more: Callable[[int], Tokens]) -> list[Step]:
+def plan_steps(prompts: Sequence[Tokens], groups: Sequence[int], more: Callable[[int], Tokens]) -> list[Step]:
     """An order in which prompts with the same beginning stand beside each other, and equal ones first of all.
 
     Args:
         prompts: what is read before anything is asked.
+        groups: the group size that each is read with; only those with the same one share anything.
         more: orders requests with equal prompts, by their index.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i], more(i)))
-    distinct = list(dict.fromkeys(prompts[i] for i in order))
-    readings = dict(zip(distinct, plan_readings(distinct), strict=True))
+    read = list(zip(groups, prompts, strict=True))
+    order = sorted(range(len(read)), key=lambda i: (read[i], more(i)))
+    distinct = list(dict.fromkeys(read[i] for i in order))
+    planned = plan_readings([prompt for _, prompt in distinct], [group for group, _ in distinct])
+    readings = dict(zip(distinct, planned, strict=True))
     steps: list[Step] = []
     for i, following in zip(order, [*order[1:], None], strict=True):
-        again = following is not None and prompts[i] == prompts[following]
-        reading = readings.pop(prompts[i], None)
+        again = following is not None and read[i] == read[following]
+        reading = readings.pop(read[i], None)
         if reading is None:
             steps.append(Step(i, 0, again, 0))
         else:

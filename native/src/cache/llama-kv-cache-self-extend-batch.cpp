@@ -19,7 +19,7 @@ bool llama_kv_cache_self_extend::check_batch(const llama_batch & batch) const {
         const uint32_t need = raised(map.ga_n, batch.pos[i]);
 
         if (need == 0) {
-            const llama_self_extend_map last = { std::max(map.ga_n, config.ga_n_max), map.ga_w };
+            const llama_self_extend_map last = get_map_max(batch.seq_id[i][0]);
 
             LLAMA_LOG_ERROR("%s: position %d is beyond the reach of ga_n = %u, ga_w = %u: %" PRId64 " tokens\n", __func__,
                     batch.pos[i], last.ga_n, last.ga_w, last.n_ctx_reach(config.n_ctx_train));
@@ -179,7 +179,7 @@ llama_memory_context_ptr llama_kv_cache_self_extend::init_batch(llama_batch_allo
     GGML_UNUSED(embd_all);
 
     const bool unified = kv_far->get_n_stream() == 1;
-    const bool ok      = check_batch(balloc.get_batch()) && check_windows(balloc.get_batch());
+    const bool ok      = !need_turn && check_batch(balloc.get_batch()) && check_windows(balloc.get_batch());
 
     for (bool simple : { true, false }) {
         if (!ok || (simple && !unified)) {
@@ -271,7 +271,8 @@ public:
             }
         }
 
-        res = res && (!turn || kv->turn_far(lctx));
+        // what a shift that failed has left is counted from the group of before
+        res = res && (!turn || (!kv->get_far()->get_has_shift() && kv->turn_far(lctx)));
 
         return res && (!restore || kv->restore_near(lctx));
     }
@@ -295,15 +296,17 @@ private:
     const llama_memory_context_ptr ctx_near;
 };
 
+// optimize: llama_decode() tries again what could not be prepared. what failed to be turned waits for the next batch: whatever stopped it
+// would do so again, and more would be lost
 llama_memory_context_ptr llama_kv_cache_self_extend::init_update(llama_context * lctx, bool optimize) {
     owner = lctx;
 
     bool restore = false;
 
     for (llama_seq_id s = 0; need_check && can_turn() && s < n_seq() && !restore; ++s) {
-        restore = !near_missing(s, std::numeric_limits<llama_pos>::max()).empty();
+        restore = !has_lost(s) && !near_missing(s, std::numeric_limits<llama_pos>::max()).empty();
     }
 
     return std::make_unique<self_extend_update_context>(
-            this, lctx, need_turn, restore, mem->init_update(lctx, optimize), kv_near->init_update(lctx, optimize));
+            this, lctx, need_turn && !optimize, restore, mem->init_update(lctx, optimize), kv_near->init_update(lctx, optimize));
 }

@@ -24,6 +24,10 @@ llama_self_extend_map llama_kv_cache_self_extend::get_map(llama_seq_id seq_id) c
     return { ga_n_streams[kv_far->get_stream(seq_id)], config.map.ga_w };
 }
 
+llama_self_extend_map llama_kv_cache_self_extend::get_map_max(llama_seq_id seq_id) const {
+    return { std::max(get_map(seq_id).ga_n, config.ga_n_max), config.map.ga_w };
+}
+
 llama_self_extend_map llama_kv_cache_self_extend::get_map_cell(uint32_t strm, uint32_t i) const {
     return { ga_n_cells[strm][i], config.map.ga_w };
 }
@@ -103,7 +107,19 @@ uint32_t llama_kv_cache_self_extend::raised(uint32_t ga_n, int64_t pos) const {
     return llama_self_extend_map_raised({ ga_n, config.map.ga_w }, config.n_ctx_train, std::max(ga_n, config.ga_n_max), pos + 1);
 }
 
+bool llama_kv_cache_self_extend::is_whole() const {
+    if (!owner) {
+        return false;
+    }
+
+    const auto & cparams = owner->get_cparams();
+
+    return !cparams.causal_attn || (cparams.embeddings && cparams.pooling_type != LLAMA_POOLING_TYPE_NONE);
+}
+
 uint32_t llama_kv_cache_self_extend::raise(std::vector<uint32_t> & streams, const llama_ubatch & ubatch) const {
+    const bool whole = is_whole();
+
     // as they came, or as many tokens of each sequence
     const uint32_t n_seqs = ubatch.equal_seqs() ? ubatch.n_seqs : 1;
     const uint32_t n_each = ubatch.n_tokens/n_seqs;
@@ -114,7 +130,7 @@ uint32_t llama_kv_cache_self_extend::raise(std::vector<uint32_t> & streams, cons
             uint32_t     & ga_n = streams[kv_far->get_stream(ubatch.seq_id[i][0])];
             const uint32_t need = raised(ga_n, ubatch.pos[i]);
 
-            if (need != ga_n && j > 0) {
+            if (need != ga_n && j > 0 && !whole) {
                 return j*n_seqs;
             }
             ga_n = need;
@@ -152,7 +168,7 @@ bool llama_kv_cache_self_extend::apply_raise(const llama_ubatch & ubatch) {
     need_turn = true;
     n_raised++;
 
-    return turn_far(owner);
+    return owner && turn_far(owner);
 }
 
 void llama_kv_cache_self_extend::apply_groups(const llama_ubatch & ubatch) {
@@ -168,50 +184,10 @@ void llama_kv_cache_self_extend::apply_groups(const llama_ubatch & ubatch) {
 }
 
 bool llama_kv_cache_self_extend::turn_far(llama_context * lctx) {
-    struct cell {
-        uint32_t strm;
-        uint32_t i;
-    };
-
-    std::vector<cell>    cells;
-    std::vector<int32_t> rows;
-    std::vector<int32_t> deltas;
-
-    for (uint32_t strm = 0; strm < kv_far->get_n_stream(); ++strm) {
-        const auto   & cells_far = kv_far->get_cells(strm);
-        const uint32_t ga_n      = ga_n_streams[strm];
-
-        for (uint32_t i = 0; i < cells_far.size(); ++i) {
-            if (cells_far.is_empty(i) || ga_n_cells[strm][i] == ga_n || is_lost(strm, i)) {
-                continue;
-            }
-
-            const llama_pos pos   = cells_far.pos_get(i);
-            const int64_t   delta = llama_self_extend_map { ga_n, 0 }.pos_k(pos) - get_map_cell(strm, i).pos_k(pos);
-
-            if (delta == 0) {
-                ga_n_cells[strm][i] = ga_n;
-                continue;
-            }
-
-            cells .push_back({ strm, i });
-            rows  .push_back(strm*cells_far.size() + i);
-            deltas.push_back(delta);
-        }
-    }
-
-    const size_t n_max = llama_n_ubatch(lctx);
-
     bool res = true;
 
-    for (size_t i0 = 0; i0 < cells.size() && res; i0 += n_max) {
-        const size_t i1 = std::min(cells.size(), i0 + n_max);
-
-        res = graphs.turn(*this, lctx, { rows.begin() + i0, rows.begin() + i1 }, { deltas.begin() + i0, deltas.begin() + i1 });
-
-        for (size_t i = i0; i < i1; ++i) {
-            ga_n_cells[cells[i].strm][cells[i].i] = res ? ga_n_streams[cells[i].strm] : GA_N_LOST;
-        }
+    for (uint32_t strm = 0; strm < kv_far->get_n_stream() && res; ++strm) {
+        res = turn_far(lctx, strm);
     }
 
     need_turn  = !res;
@@ -222,4 +198,52 @@ bool llama_kv_cache_self_extend::turn_far(llama_context * lctx) {
     }
 
     return res;
+}
+
+bool llama_kv_cache_self_extend::turn_far(llama_context * lctx, uint32_t strm) {
+    const auto & cells_far = kv_far->get_cells(strm);
+    auto       & ga_n      = ga_n_cells[strm];
+
+    const llama_self_extend_map to = { ga_n_streams[strm], config.map.ga_w };
+
+    std::vector<uint32_t> cells;
+    std::vector<int32_t>  deltas;
+
+    for (uint32_t i = 0; i < cells_far.size(); ++i) {
+        if (cells_far.is_empty(i) || ga_n[i] == to.ga_n || is_lost(strm, i)) {
+            continue;
+        }
+
+        const llama_pos pos   = cells_far.pos_get(i);
+        const int64_t   delta = to.pos_k(pos) - get_map_cell(strm, i).pos_k(pos);
+
+        if (delta == 0) {
+            ga_n[i] = to.ga_n;
+        } else {
+            cells .push_back(i);
+            deltas.push_back(delta);
+        }
+    }
+
+    const size_t n_max = llama_n_ubatch(lctx);
+
+    for (size_t i0 = 0; i0 < cells.size(); i0 += n_max) {
+        const size_t i1 = std::min(cells.size(), i0 + n_max);
+
+        std::vector<int32_t> rows;
+        for (size_t i = i0; i < i1; ++i) {
+            rows.push_back(strm*cells_far.size() + cells[i]);
+        }
+
+        const bool ok = graphs.turn(*this, lctx, rows, { deltas.begin() + i0, deltas.begin() + i1 });
+
+        for (size_t i = i0; i < i1; ++i) {
+            ga_n[cells[i]] = ok ? to.ga_n : GA_N_LOST;
+        }
+        if (!ok) {
+            return false;
+        }
+    }
+
+    return true;
 }

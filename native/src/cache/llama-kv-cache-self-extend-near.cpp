@@ -79,6 +79,10 @@ bool llama_kv_cache_self_extend::restore_near(llama_context * lctx) {
     const size_t n_max = llama_n_ubatch(lctx);
 
     for (llama_seq_id s = 0; s < n_seq(); ++s) {
+        if (has_lost(s)) {
+            continue; // batches of it are refused
+        }
+
         const auto missing = near_missing(s, std::numeric_limits<llama_pos>::max());
 
         for (size_t i0 = 0; i0 < missing.size(); i0 += n_max) {

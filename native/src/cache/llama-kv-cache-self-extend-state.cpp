@@ -69,6 +69,7 @@ llama_self_extend_state llama_kv_cache_self_extend::get_state(llama_seq_id seq_i
     llama_self_extend_state res;
 
     res.ga_n     = config.map.ga_n;
+    res.ga_n_max = config.ga_n_max;
     res.ga_w     = config.map.ga_w;
     res.model    = hash.value();
     res.type_k   = kv_far->type_k();
@@ -93,6 +94,12 @@ llama_self_extend_state llama_kv_cache_self_extend::get_state(llama_seq_id seq_i
 }
 
 void llama_kv_cache_self_extend::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    for (llama_seq_id s = 0; s < n_seq(); ++s) {
+        if (need_turn || ((seq_id == -1 || seq_id == s) && has_lost(s))) {
+            llama_self_extend_refuse("keys were lost when they were turned, or still have to be");
+        }
+    }
+
     auto state = get_state(seq_id);
     auto parts = get_parts(flags);
 
@@ -174,7 +181,8 @@ void llama_kv_cache_self_extend::check_groups(
     }
 
     // a context that was opened with one group size does not change it unasked
-    const bool is_fixed = config.ga_n_max == config.map.ga_n && state.ga_n != config.map.ga_n;
+    const bool is_same  = state.ga_n == config.map.ga_n && state.ga_n_max == config.ga_n_max;
+    const bool is_fixed = config.ga_n_max == config.map.ga_n && !is_same;
 
     for (uint32_t ga_n : groups) {
         if ((is_fixed && ga_n != config.map.ga_n) || state.ga_w != config.map.ga_w) {

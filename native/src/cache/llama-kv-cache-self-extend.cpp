@@ -261,8 +261,10 @@ void llama_kv_cache_self_extend::seq_add(llama_seq_id seq_id, llama_pos p0, llam
     const uint32_t need = raised(ga_n, std::prev(it_last)->first + int64_t(shift));
 
     if (need == 0) {
+        const llama_self_extend_map last = get_map_max(seq_id);
+
         LLAMA_LOG_ERROR("%s: position %d + %d is beyond the reach of ga_n = %u, ga_w = %u: %" PRId64 " tokens, the shift is ignored\n",
-                __func__, std::prev(it_last)->first, shift, config.ga_n_max, config.map.ga_w, config.n_ctx_reach);
+                __func__, std::prev(it_last)->first, shift, last.ga_n, last.ga_w, last.n_ctx_reach(config.n_ctx_train));
         return;
     }
 
@@ -276,13 +278,18 @@ void llama_kv_cache_self_extend::seq_add(llama_seq_id seq_id, llama_pos p0, llam
         }
     }
 
-    mem    ->seq_add(seq_id, p0, p1, shift);
-    kv_near->seq_add(seq_id, p0, p1, shift);
+    const auto used = get_used();
 
     need_check = true;
     need_turn  = need_turn || need != ga_n;
 
     ga_n = need;
+
+    // removes what comes before position 0
+    mem    ->seq_add(seq_id, p0, p1, shift);
+    kv_near->seq_add(seq_id, p0, p1, shift);
+
+    begin_anew(used);
 }
 
 void llama_kv_cache_self_extend::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {

@@ -203,10 +203,17 @@ private:
     std::vector<bool> get_used() const;
     void begin_anew(const std::vector<bool> & was_used);
 
+    // that with which a sequence reaches furthest
+    llama_self_extend_map get_map_max(llama_seq_id seq_id) const;
+
     // the group size in which a sequence of ga_n has pos, 0 if there is none
     uint32_t raised(uint32_t ga_n, int64_t pos) const;
 
-    // Raise the groups of streams to what the first tokens of a ubatch need. Returns how many of its tokens they reach.
+    // Are the tokens of a ubatch computed together, with what comes behind them, so that it cannot be cut?
+    bool is_whole() const;
+
+    // Raise the groups of streams to what the first tokens of a ubatch need, or to what all need if it is whole. Returns how many of its
+    // tokens they reach.
     uint32_t raise(std::vector<uint32_t> & streams, const llama_ubatch & ubatch) const;
 
     // The far keys of a sequence are rotated in a group size.
@@ -214,6 +221,8 @@ private:
 
     // Split a batch as llama.cpp's caches do, and where a group is raised. Empty if it cannot be split this way.
     std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch, bool simple) const;
+
+    bool turn_far(llama_context * lctx, uint32_t strm);
 
     // are keys of a sequence lost?
     bool has_lost(llama_seq_id seq_id) const;

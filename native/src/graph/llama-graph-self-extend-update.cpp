@@ -77,7 +77,8 @@ static ggml_tensor * build_turned(
 //
 
 static llm_graph_result * begin_graph(llama_context & lctx) {
-    lctx.synchronize(); // the inputs may lie where a graph that is still running has its own
+    // the inputs may lie where a graph that is still running has its own. the context's own synchronize() ends a measurement
+    ggml_backend_sched_synchronize(lctx.get_sched());
 
     ggml_backend_sched_reset(lctx.get_sched());
 
@@ -175,9 +176,12 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
                 continue;
             }
 
-            // a far key goes to the group of its new position
-            const auto    map   = kv_se->get_map_cell(s, i);
-            const int64_t delta = is_far ? map.pos_k(pos) - map.pos_k(pos - shift) : shift;
+            int64_t delta = shift;
+
+            if (is_far) { // a far key goes to the group of its new position
+                const auto map = kv_se->get_map_cell(s, i);
+                delta = map.pos_k(pos) - map.pos_k(pos - shift);
+            }
 
             if (delta != 0) {
                 deltas.push_back(delta);

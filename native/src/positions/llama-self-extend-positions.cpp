@@ -16,6 +16,10 @@ int64_t llama_self_extend_map::n_ctx_reach(uint32_t n_ctx_train) const {
 }
 
 uint32_t llama_self_extend_map_raised(const llama_self_extend_map & map, uint32_t n_ctx_train, uint32_t ga_n_max, int64_t n_tokens) {
+    if (map.ga_w >= n_ctx_train) {
+        return 0;
+    }
+
     uint64_t ga_n = map.ga_n;
 
     while (llama_self_extend_map { uint32_t(ga_n), map.ga_w }.n_ctx_reach(n_ctx_train) < n_tokens) {

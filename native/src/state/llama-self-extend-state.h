@@ -58,6 +58,9 @@ struct llama_self_extend_state {
     uint32_t has_part[N_PARTS] = {}; // 0 or 1
 
     uint32_t n_groups = 0;
+    uint32_t ga_n_max; // of the context
+
+    uint32_t unused = 0;
 
     uint64_t n_bytes[N_PARTS] = {}; // 0: not in the stream, or kept on the device
     uint64_t hash             = 0;  // of all before this, and of the group sizes

@@ -27,7 +27,7 @@ COUNT_MAX = 10_000  # samples of a kind, or windows
 
 
 class SettingType(click.ParamType["Setting"]):
-    """``plain``, ``G:W``, ``yarn``, ``linear`` or ``ntk``."""
+    """``plain``, ``auto``, ``G:W``, ``yarn``, ``linear`` or ``ntk``."""
 
     name = "setting"
 
@@ -91,8 +91,9 @@ def eval_command(*examples: str) -> Callable[[_Function], click.Command]:
         click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=GGUF_FILE),
         option(
             "--setting", "settings", type=CommaSeparated(SettingType()), metavar="S,...", section="What is compared",
-            help="plain; G:W, a group size and a neighbour window; yarn, linear or ntk, also with a factor (yarn:4).  "
-            "[default: plain and the pair that the authors' rule recommends for the longest prompt]",
+            help="plain; auto, a group that follows the length, also with a neighbour window (auto:1024); G:W, a group "
+            "size and a neighbour window; yarn, linear or ntk, also with a factor (yarn:4).  "
+            "[default: plain and auto, or plain and 2:W where all prompts fit into the trained window]",
         ),
         option(
             "--sweep", type=(CommaSeparated(Integer(2)), CommaSeparated(Integer(0))), metavar="G,... W,...",
@@ -181,15 +182,15 @@ def _settings(
 ) -> tuple[Setting, ...]:
     """What was asked for, each once, in its order."""
     from ...eval.settings import Rope, Setting
-    from ...groups import choose_ga_n, default_ga_w
+    from ...groups import default_ga_w
 
     found = list(settings or ())
     if sweep is not None:
         found += [Setting("pair", ga_n, ga_w) for ga_n, ga_w in itertools.product(*sweep)]
     if not found:
         n_ctx_train = Rope.of(models[0]).n_ctx_train
-        ga_w = default_ga_w(n_ctx_train)
-        found = [Setting("plain"), Setting("pair", choose_ga_n(n_ctx_train, ga_w, task.n_ctx), ga_w)]
+        is_longer = task.n_ctx > n_ctx_train
+        found = [Setting("plain"), Setting("auto") if is_longer else Setting("pair", 2, default_ga_w(n_ctx_train))]
     return tuple(dict.fromkeys(found))
 
 

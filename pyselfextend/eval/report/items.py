@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import EvalError
+from ...groups import default_ga_w
 from ..cases import Axis
 from ..results import Result
 from ..settings import KINDS, Setting
@@ -23,6 +24,7 @@ __all__ = [
     "Axes",
     "Item",
     "Subject",
+    "auto_window",
     "axes_order",
     "axis_order",
     "clean",
@@ -151,15 +153,23 @@ def pair_of(setting: str) -> tuple[int, int] | None:
     return (parsed.ga_n, parsed.ga_w or 0) if parsed is not None and parsed.kind == "pair" else None
 
 
+def auto_window(setting: str, subject: Subject) -> int | None:
+    """The neighbour window of a setting ``auto`` for a model, None of another."""
+    parsed = _parse(setting)
+    if parsed is None or parsed.kind != "auto":
+        return None
+    return default_ga_w(subject.n_ctx_train) if parsed.ga_w is None else parsed.ga_w
+
+
 def kind_of(setting: str) -> str:
-    """``plain``, ``pair``, ``yarn``, ``linear``, ``ntk``, or nothing for what this version does not know."""
+    """``plain``, ``auto``, ``pair``, ``yarn``, ``linear``, ``ntk``, or nothing for what this version does not know."""
     parsed = _parse(setting)
     return "" if parsed is None else parsed.kind
 
 
 def setting_order(setting: str) -> tuple[Hashable, ...]:
-    """Plain first, then pairs by size, then the others."""
-    order = ("plain", "pair", *KINDS[1:])
+    """Plain first, then auto, then pairs by size, then the others."""
+    order = ("plain", "auto", "pair", *KINDS[2:])
     parsed = _parse(setting)
     if parsed is None:
         return (len(order), 0, 0, 0.0, setting)

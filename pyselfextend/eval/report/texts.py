@@ -7,8 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...errors import SettingError
+from ...groups import auto_limit
 from ...positions import n_ctx_reach
-from .items import Subject, kind_of, pair_of
+from .items import Subject, auto_window, kind_of, pair_of
 
 __all__ = ["SETTINGS", "Source", "TaskText", "labels", "setting_text", "slug", "task_text"]
 
@@ -111,6 +112,13 @@ TASKS = {
 #: One line for each kind of setting.
 SETTINGS = {
     "plain": ("plain", "The model as it is, read beyond its trained window without any change.", None),
+    "auto": (
+        "auto:W",
+        "SelfExtend with a group that follows the length, and neighbour window W in tokens: a prompt that fits with "
+        "its answer into the trained window is read as it is, a longer one with a power of two that is chosen for its "
+        "length before it is read. What groups do is said at G:W.",
+        arxiv("Jin et al.", "2401.01325"),
+    ),
     "pair": (
         "G:W",
         "SelfExtend with group size G and neighbour window W in tokens. Tokens nearer than W keep their exact "
@@ -144,17 +152,25 @@ def task_text(task: str) -> TaskText:
 
 
 def setting_text(setting: str, subject: Subject) -> str:
-    """What a setting means for a model: how far a pair reaches, what a factor does."""
-    if pair := pair_of(setting):
-        ga_n, ga_w = pair
-        try:
-            return f"reaches {n_ctx_reach(subject.n_ctx_train, ga_n, ga_w):,} tokens"
-        except SettingError as error:
-            return str(error)
+    """What a setting means for a model: the lengths of groups, how far a pair reaches, what a factor does."""
+    try:
+        if pair := pair_of(setting):
+            return f"reaches {n_ctx_reach(subject.n_ctx_train, *pair):,} tokens"
+        if (ga_w := auto_window(setting, subject)) is not None:
+            return _groups_text(subject.n_ctx_train, ga_w)
+    except SettingError as error:
+        return str(error)
     if kind_of(setting) in ("yarn", "linear", "ntk") and ":" in setting:
         factor = float(setting.partition(":")[2])
         return f"stretches {subject.n_ctx_train:,} to {round(subject.n_ctx_train * factor):,} tokens"
     return ""
+
+
+def _groups_text(n_ctx_train: int, ga_w: int) -> str:
+    """Up to which length each group is chosen."""
+    limits = [(ga_n, auto_limit(n_ctx_train, ga_w, ga_n)) for ga_n in (2, 4, 8)]
+    groups = [f"group {ga_n} up to {n_tokens:,}" for ga_n, n_tokens in limits if n_tokens > n_ctx_train]
+    return ", ".join([f"plain up to {n_ctx_train:,} tokens", *groups, "and so on"])
 
 
 def labels(subjects: Collection[Subject]) -> dict[Subject, str]:
