@@ -134,7 +134,7 @@ define build
 endef
 
 # Seconds for a test on a device: a native call that hangs there cannot be interrupted. In software, a real model takes a while.
-TEST_LIMIT ?= 1800
+TEST_LIMIT ?= 3600
 
 # $(call test-device,BACKEND,CMAKE OPTIONS,ENVIRONMENT)
 define test-device
