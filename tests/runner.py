@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 ATTN = {"auto": 0, "fused": 1, "composed": 2}
 FLASH = {"auto": -1, "off": 0, "on": 1}
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # ggml_type
+TIMEOUT = float(os.environ.get("PYSELFEXTEND_TEST_LIMIT", "540"))  # seconds for a process
 CHOICES = {"attn": ATTN, "flash": FLASH, "type_k": KV_TYPES, "type_v": KV_TYPES}
 
 
@@ -147,7 +148,7 @@ def tokenize(lib: str | Path, model: str | Path, text: str) -> list[int]:
 
 def _spawn(lib: str | Path, model: str | Path, *options: str | Path) -> list[str]:
     command = [sys.executable, __file__, "--lib", lib, "--model", model, *options]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=540)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode != 0:
         raise RuntimeError(f"the runner exited with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout.splitlines()

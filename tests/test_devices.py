@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from context import IS_FUSED, ON_DEVICE
 from reference import Array, Reference, kl_divergence
-from runner import Job, evaluate_all, tokenize
+from runner import TIMEOUT, Job, evaluate_all, tokenize
 from test_reference import some_tokens
 from yardstick import F32, N_TOKENS, PAIRS, Distance
 
@@ -290,7 +290,7 @@ def test_sequences_on_a_device(engine_lib: Path, rpc: str, tests: str) -> None:
         "PYSELFEXTEND_LIB": str(engine_lib),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
-    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=540)
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
