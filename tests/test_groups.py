@@ -591,8 +591,11 @@ def test_a_change_that_is_interrupted(llama: tuple[Path, Any]) -> None:
         assert ctx.api.llama_state_seq_get_size(ctx.ctx, 0) == 0  # a state would not say that keys are lost
         assert ctx.api.llama_state_get_size(ctx.ctx) == 0
         assert ctx.api.llama_state_seq_get_size(ctx.ctx, 1) > 0
-        assert ctx.remove(0, 2)  # the others are wanted
-        assert ctx.decode([(1, 2, 0)])[0] in (0, 1)
+        assert ctx.remove(0, 5, 10)
+        ctx.shift(0, 10, -1, -5)  # nor is what is lost turned further
+        assert ctx.decode([(1, 45, 0)])[0] == 1
+        assert ctx.remove(0, 4)  # and what is left of it is not made into a window
+        ctx.library.apply_shifts(ctx.ctx)
         assert ctx.remove(0, -1)
         assert ctx.group() == 1
         exact = plain.extend(tokens[50:60])
@@ -621,3 +624,28 @@ def test_a_shift_that_is_interrupted_before_a_change(llama: tuple[Path, Any]) ->
         is_over.clear()
         exact = reference.extend(tokens[60:])
         assert np.abs(ctx.logits(tokens[60:].tolist(), 40) - exact).max() < 5e-3
+
+
+def test_a_change_that_is_interrupted_beforehand(llama: tuple[Path, Any]) -> None:
+    """When it was asked to be carried out at once: the next batch is refused as well."""
+    _, model = llama
+    tokens = some_tokens(50).tolist()
+    with Context(model, 1, GA_W, ga_n_max=GA_N_MAX, n_ctx=N_CTX) as ctx, aborting(ctx) as is_over:
+        ctx.logits(tokens)
+        assert ctx.set_group(0, 4)
+        is_over.append(True)
+        ctx.library.apply_shifts(ctx.ctx)
+        is_over.clear()
+        assert ctx.decode([(1, 50, 0)])[0] == 1
+
+
+def test_a_part_of_a_state_brings_no_group(tmp_path: Path) -> None:
+    """That of the layers with a window alone, which checkpoints are made of."""
+    with _opened("gemma3", tmp_path) as (_, model), Context(model, 1, GA_W, ga_n_max=GA_N_MAX, n_ctx=N_CTX) as ctx:
+        ctx.logits(some_tokens(50).tolist())
+        assert ctx.set_group(0, 4)
+        data = ctx.save(0, flags=1)  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        assert ctx.set_group(0, 2)
+        assert ctx.load(data, 0, flags=1)
+        assert ctx.group() == 2
+        ctx.logits([1], 50)
