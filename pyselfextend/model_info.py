@@ -72,6 +72,9 @@ class Rope:
     has_freq_factors: bool
     """Whether the file holds a factor for each frequency, as Llama 3 and LongRoPE do."""
 
+    has_sections: bool
+    """Whether images have positions in several dimensions (M-RoPE)."""
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -339,6 +342,7 @@ def _rope(keys: Keys, layers: tuple[Layer, ...], tensors: set[str]) -> Rope:
         factor=factor,
         n_ctx_orig=n_ctx_orig or None,
         has_freq_factors=any(name in factors or name.endswith(".rope_freqs.weight") for name in tensors),
+        has_sections=keys.get("rope.dimension_sections") is not None,
     )
 
 

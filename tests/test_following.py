@@ -11,6 +11,7 @@ from typing import Any
 import architectures
 import numpy as np
 import pytest
+import unsupported
 from reference_cache import CachedReference
 from test_llama import QUIET, some_tokens
 
@@ -76,21 +77,22 @@ def test_it_is_the_default_beyond_the_trained_context(open_auto: Open) -> None:
     [
         ({"rope_freq_scale": 0.25}, "llama", "rope_freq_scale=0.25 scales its positions"),
         ({"rope_scaling_type": 2, "yarn_orig_ctx": L}, "llama", "rope_scaling_type=2 scales its positions"),
+        ({"chat_handler": print}, "qwen2vl", "images of this model have positions in several dimensions"),
         ({}, "cohere2", "architecture 'cohere2' is not supported: its layers without a window of their own do not use"),
     ],
 )
 def test_plain_with_a_warning_where_it_cannot_be(
     open_auto: Open, tmp_path: Path, options: dict[str, Any], name: str, reason: str
 ) -> None:
-    import unsupported
-
-    if name != "llama":
+    if name == "cohere2":
         options = {**options, "path": unsupported.make(tmp_path / "model.gguf", name)}
+    elif name != "llama":
+        options = {**options, "path": architectures.make_tiny().make(tmp_path / "model.gguf", name, L)}
     with pytest.warns(RuntimeWarning, match=rf"n_ctx={N_CTX} is above the \d+ tokens .*{reason}") as caught:
         llm = open_auto(**options)
     assert llm.self_extend.ga_n_max == 1
     assert Path(caught[0].filename).name == "test_following.py"  # who has opened it
-    if name != "llama":  # asked for by name it is refused
+    if name == "cohere2":  # asked for by name it is refused
         with pytest.raises(SettingError, match="is not supported"):
             open_auto(**options, ga_n="auto")
 

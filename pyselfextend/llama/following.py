@@ -45,7 +45,10 @@ def refused(path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> str |
     for name, value in ROPE.items():
         if arguments.get(name, value) not in (value, None):
             return f"{name}={arguments[name]} scales its positions"
-    return model_info(path, arguments.get("kv_overrides")).refused
+    info = model_info(path, arguments.get("kv_overrides"))
+    if info.rope.has_sections and arguments.get("chat_handler") is not None:
+        return "a chat_handler is given, and images of this model have positions in several dimensions"
+    return info.refused
 
 
 def warn(n_ctx: int, n_ctx_train: int, reason: str) -> None:
