@@ -166,8 +166,8 @@ def test_one_group_reads_the_whole_text(
     groups: dict[bool, list[int]] = {}
 
     class Watched(demo_run.Llama):
-        def eval(self, tokens: list[int]) -> None:
-            super().eval(tokens)
+        def eval(self, tokens: list[int], **options: int) -> None:  # type: ignore[override]
+            super().eval(tokens, **options)
             info = self.self_extend
             groups.setdefault(info.ga_n_max > 1, []).append(info.ga_n)
 
