@@ -29,6 +29,7 @@ __all__ = [
     "Real",
     "seed",
     "threads",
+    "window",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -170,3 +171,9 @@ def threads(section: str = "Options") -> Callable[[_Function], _Function]:
 def seed(what: str, section: str = "Options") -> Callable[[_Function], _Function]:
     """The seed of what a command draws at random."""
     return option("--seed", type=Integer(None, None), default=1, metavar="S", section=section, help=f"Chooses {what}.")
+
+
+def window(what: str, section: str = "Options") -> Callable[[_Function], _Function]:
+    """The neighbour window."""
+    default = "1/8 of the trained window, at most 2048"
+    return option("--ga-w", type=Integer(0), metavar="W", section=section, show_default=default, help=what)

@@ -10,7 +10,7 @@ import click
 from ..config import AUTO
 from ..default_model import MODEL_DISTRIBUTION
 from ._command import Command, option
-from ._options import FRACTION, GGUF_FILE, GroupSize, Integer, seed, threads
+from ._options import FRACTION, GGUF_FILE, GroupSize, Integer, seed, threads, window
 
 __all__ = ["command"]
 
@@ -56,14 +56,7 @@ __all__ = ["command"]
     section="SelfExtend",
     help="Group size; auto chooses it for the length of the text.",
 )
-@option(
-    "--ga-w",
-    type=Integer(0),
-    metavar="W",
-    section="SelfExtend",
-    show_default="1/8 of the trained window, at most 2048",
-    help="Neighbour window in tokens.",
-)
+@window("Neighbour window in tokens.", "SelfExtend")
 @threads("Running")
 def command(
     model: Path | None,

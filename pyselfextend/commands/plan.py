@@ -14,7 +14,7 @@ from ..cache_size import CACHE_TYPES
 from ..config import SETTING_MAX
 from ..plan import Plan, make_plan
 from ._command import Command, option
-from ._options import GGUF_FILE, GroupSize, Integer
+from ._options import GGUF_FILE, GroupSize, Integer, window
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -59,13 +59,7 @@ def _cache_type(name: str, what: str) -> Callable[[_Function], _Function]:
 @click.argument("model", type=GGUF_FILE)
 @option("--ctx", type=Integer(1), metavar="N", show_default="twice the trained window", help="Length in tokens.")
 @option("--ga-n", type=GroupSize(1), metavar="G", show_default="auto", help="A group size to look at.")
-@option(
-    "--ga-w",
-    type=Integer(0),
-    metavar="W",
-    show_default="1/8 of the trained window, at most 2048",
-    help="A neighbour window to look at, in tokens.",
-)
+@window("A neighbour window to look at, in tokens.")
 @option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_cache_type("--type-k", "keys")
 @_cache_type("--type-v", "values")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..groups import N_ANSWER, GroupPolicy, default_ga_w
-from ..model_info import model_info
+from ..model_info import ModelInfo
 
 if TYPE_CHECKING:
     from .evaluation import Evaluating
@@ -24,28 +23,22 @@ ROPE = {
 }  # fmt: skip
 
 
-def policy(path: str | os.PathLike[str], ga_w: int | None, arguments: Mapping[str, Any]) -> GroupPolicy | None:
-    """The policy of an instance with these arguments of ``llama_cpp.Llama``. None: its context is as trained, or less.
+def policy(info: ModelInfo, ga_w: int | None, n_ctx: int) -> GroupPolicy | None:
+    """The policy of an instance of a model. None: its context is as trained, or less.
 
     Raises:
-        ModelFileError: the file cannot be loaded.
         SettingError: ``ga_w`` is not below the trained context.
     """
-    n_ctx = arguments.get("n_ctx") or 0  # 0: the trained context
-    if n_ctx == 0:
+    if n_ctx <= info.n_ctx_train:
         return None
-    n_ctx_train = model_info(path, arguments.get("kv_overrides")).n_ctx_train
-    if n_ctx <= n_ctx_train:
-        return None
-    return GroupPolicy(n_ctx_train, default_ga_w(n_ctx_train) if ga_w is None else ga_w, n_ctx)
+    return GroupPolicy(info.n_ctx_train, default_ga_w(info.n_ctx_train) if ga_w is None else ga_w, n_ctx)
 
 
-def refused(path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> str | None:
+def refused(info: ModelInfo, arguments: Mapping[str, Any]) -> str | None:
     """Why a longer context is not one with SelfExtend, unless it is asked for by name."""
     for name, value in ROPE.items():
         if arguments.get(name, value) not in (value, None):
             return f"{name}={arguments[name]} scales its positions"
-    info = model_info(path, arguments.get("kv_overrides"))
     if info.rope.has_sections and arguments.get("chat_handler") is not None:
         return "a chat_handler is given, and images of this model have positions in several dimensions"
     return info.refused

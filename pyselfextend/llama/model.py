@@ -20,6 +20,7 @@ from ..errors import (
     SettingError,
 )
 from ..info import SelfExtendInfo
+from ..model_info import model_info
 
 _library = _native.load()  # before llama_cpp, which it imports with our library
 
@@ -129,8 +130,10 @@ class Llama(Generating, Closing):
 
         By default plain as well where it cannot be done.
         """
-        self._policy = following.policy(model_path, self._config.ga_w, kwargs)
-        reason = following.refused(model_path, kwargs) if is_default and self._policy else None
+        n_ctx = kwargs.get("n_ctx") or 0  # 0: the trained context
+        info = model_info(model_path, kwargs.get("kv_overrides")) if n_ctx else None
+        self._policy = following.policy(info, self._config.ga_w, n_ctx) if info else None
+        reason = following.refused(info, kwargs) if info and self._policy and is_default else None
         if self._policy and not reason:
             try:
                 self._open(model_path, **kwargs)
@@ -144,7 +147,7 @@ class Llama(Generating, Closing):
         self._policy, self._config = None, SelfExtendConfig()
         self._open(model_path, **kwargs)
         if reason:
-            following.warn(kwargs["n_ctx"], self._model.n_ctx_train(), reason)
+            following.warn(n_ctx, self._model.n_ctx_train(), reason)
 
     def _open(self, model_path: str, **kwargs: Any) -> None:
         if kwargs.get("n_ctx") and "n_batch" in kwargs:  # llama_cpp makes room for the logits of more
