@@ -22,6 +22,7 @@ from typing import Any
 
 from .errors import NativeLibraryError
 from .info import SelfExtendInfo
+from .maps import MAPS, SELF_EXTEND, map_named
 from .placement import Attention, DeviceMemory, group
 
 __all__ = ["ATTN", "Info", "Layer", "Library", "Memory", "Params", "claim", "given_lib_path", "lib_dir", "load"]
@@ -53,6 +54,7 @@ class Params(ctypes.Structure):
         ("ga_n_max", ctypes.c_uint32),
         ("ga_w", ctypes.c_uint32),
         ("attn", ctypes.c_int),
+        ("map", ctypes.c_int),
     ]
 
 
@@ -69,6 +71,7 @@ class Info(ctypes.Structure):
         ("n_ctx_reach", ctypes.c_uint64),
         ("n_bytes_far", ctypes.c_uint64),
         ("n_bytes_near", ctypes.c_uint64),
+        ("map", ctypes.c_int),
     ]
 
 
@@ -121,12 +124,20 @@ class Library:
         self._build_info = _function(cdll, "build_info", ctypes.c_char_p)
         self._kernel_isa = _function(cdll, "kernel_isa", ctypes.c_char_p)
 
-    def set_next(self, ga_n: int, ga_w: int | None = None, attn: str = "auto", ga_n_max: int = 0) -> bool:
+    def set_next(
+        self,
+        ga_n: int,
+        ga_w: int | None = None,
+        attn: str = "auto",
+        ga_n_max: int = 0,
+        ga_map: str = SELF_EXTEND.name,
+    ) -> bool:
         """Set what the calling thread's next llama_init_from_model() creates. False: ``last_error`` says why not.
 
         ga_n_max: to which groups are raised that no longer reach; 0: they are not.
         """
-        return bool(self._set_next(Params(ga_n, ga_n_max, GA_W_DEFAULT if ga_w is None else ga_w, ATTN[attn])))
+        window = GA_W_DEFAULT if ga_w is None else ga_w
+        return bool(self._set_next(Params(ga_n, ga_n_max, window, ATTN[attn], map_named(ga_map).number)))
 
     def get_group(self, ctx: Any, seq_id: int = 0) -> int:
         """The group size of a sequence of a ``llama_context *``; 0 if it is plain, or has no such sequence."""
@@ -165,6 +176,7 @@ class Library:
             ga_n=self.get_group(ctx),
             ga_n_max=info.ga_n_max,
             ga_w=info.ga_w,
+            ga_map=next(each.name for each in MAPS.values() if each.number == info.map),
             n_ctx_train=info.n_ctx_train,
             n_ctx_reach=info.n_ctx_reach,
             bytes_far=info.n_bytes_far,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import positions
+from .maps import SELF_EXTEND, map_named
 
 __all__ = [
     "N_ANSWER",
@@ -35,43 +36,54 @@ GA_W_MAX = 2048
 N_ANSWER = 256
 
 
-def default_ga_w(n_ctx_train: int) -> int:
-    """The neighbour window where none is asked for: an eighth of the trained context, at most 2048 tokens."""
-    return min(n_ctx_train // 8, GA_W_MAX)
+def default_ga_w(n_ctx_train: int, ga_map: str = SELF_EXTEND.name) -> int:
+    """The neighbour window where none is asked for: an eighth of the trained context, at most 2048 tokens.
+
+    0 with a map that has none.
+    """
+    return min(n_ctx_train // 8, GA_W_MAX) if map_named(ga_map).has_window else 0
 
 
-def rule_share(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Fraction:
-    """``(W + (N - W) / G) / L``: a pair keeps the authors' rule where that is below a share from ``RULE``."""
-    return (ga_w + Fraction(n_tokens - ga_w, ga_n)) / n_ctx_train
+def rule_share(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int, ga_map: str = SELF_EXTEND.name) -> Fraction:
+    """``(W + (N - W) / G) / L``: a pair keeps the authors' rule where that is below a share from ``RULE``.
+
+    With other maps, what they show the first key at in place of ``W + (N - W) / G``.
+    """
+    return map_named(ga_map).end(n_tokens, ga_n, ga_w) / n_ctx_train
 
 
-def ga_n_by_rule(n_ctx_train: int, ga_w: int, n_tokens: int, share: Fraction) -> int:
+def ga_n_by_rule(
+    n_ctx_train: int, ga_w: int, n_tokens: int, share: Fraction, ga_map: str = SELF_EXTEND.name
+) -> int:
     """The smallest group size that keeps the authors' rule with this share; 0 if the window alone takes as much."""
-    room = share * n_ctx_train - ga_w
-    if room <= 0:
-        return 0
-    return max(1, (n_tokens - ga_w) // room + 1)  # above the quotient
+    return map_named(ga_map).ga_n_within(share * n_ctx_train, ga_w, n_tokens)
 
 
-def choose_ga_n(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
-    """The smallest group size, from 2, that keeps relative positions within two thirds of the trained context.
+def choose_ga_n(n_ctx_train: int, ga_w: int, n_tokens: int, ga_map: str = SELF_EXTEND.name) -> int:
+    """The smallest group size above the plain model's that keeps relative positions within two thirds of the trained
+    context.
 
     That is the upper end of the authors' rule. Where the window alone takes that much, the smallest group size that
-    reaches ``n_tokens``.
+    reaches ``n_tokens``; so with maps whose authors take that.
     """
-    ga_n = ga_n_by_rule(n_ctx_train, ga_w, n_tokens, RULE[1]) or positions.ga_n_min(n_ctx_train, ga_w, n_tokens)
-    return max(2, ga_n)
+    by = map_named(ga_map)
+    ga_n = 0 if by.fills else ga_n_by_rule(n_ctx_train, ga_w, n_tokens, RULE[1], ga_map)
+    return max(by.unit + 1, ga_n or positions.ga_n_min(n_ctx_train, ga_w, n_tokens, ga_map))
 
 
-def ga_n_auto(n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
+def ga_n_auto(n_ctx_train: int, ga_w: int, n_tokens: int, ga_map: str = SELF_EXTEND.name) -> int:
     """The group size of a text of ``n_tokens`` tokens: 1 inside the trained context, beyond it a power of two.
 
-    The smallest that is not below ``choose_ga_n``, and reaches.
+    The smallest that is not below ``choose_ga_n``, and reaches. Other maps than ``self-extend`` take ``choose_ga_n`` as
+    it is.
     """
+    by = map_named(ga_map)
     if n_tokens <= n_ctx_train:
-        return 1
-    ga_n = 1 << (choose_ga_n(n_ctx_train, ga_w, n_tokens) - 1).bit_length()
-    return positions.ga_n_raised(n_ctx_train, ga_n, positions.GA_N_MAX, ga_w, n_tokens)
+        return by.unit
+    ga_n = choose_ga_n(n_ctx_train, ga_w, n_tokens, ga_map)
+    if by is SELF_EXTEND:
+        ga_n = 1 << (ga_n - 1).bit_length()
+    return positions.ga_n_raised(n_ctx_train, ga_n, positions.GA_N_MAX, ga_w, n_tokens, ga_map)
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,9 @@ class GroupPolicy:
     n_ctx: int
     """The context in tokens."""
 
+    ga_map: str = SELF_EXTEND.name
+    """The map of positions."""
+
     @property
     def ga_n_max(self) -> int:
         """The group of a text that fills the context, to which the engine raises one that no longer reaches."""
@@ -98,7 +113,7 @@ class GroupPolicy:
 
     def begin(self, n_tokens: int) -> int:
         """The group of a text that is read from its beginning, of ``n_tokens`` tokens with the answer."""
-        return ga_n_auto(self.n_ctx_train, self.ga_w, min(n_tokens, self.n_ctx))
+        return ga_n_auto(self.n_ctx_train, self.ga_w, min(n_tokens, self.n_ctx), self.ga_map)
 
     def resume(self, ga_n: int, n_kept: int, n_tokens: int) -> int:
         """The group of a text of ``n_tokens`` tokens with the answer, of which ``n_kept`` have been read with ``ga_n``.
@@ -111,7 +126,8 @@ class GroupPolicy:
 
     def outgrow(self, ga_n: int, n_tokens: int) -> int:
         """The group of a text that has outgrown what was said, and has ``n_tokens``: that of the engine's raise."""
-        return positions.ga_n_raised(self.n_ctx_train, ga_n, max(ga_n, self.ga_n_max), self.ga_w, n_tokens)
+        ga_n_max = max(ga_n, self.ga_n_max)
+        return positions.ga_n_raised(self.n_ctx_train, ga_n, ga_n_max, self.ga_w, n_tokens, self.ga_map)
 
 
 def auto_limit(n_ctx_train: int, ga_w: int, ga_n: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .maps import SELF_EXTEND
 from .placement import Attention, DeviceMemory, describe
 from .positions import n_ctx_reach
 
@@ -48,10 +49,13 @@ class SelfExtendInfo:
     memory: tuple[DeviceMemory, ...]
     """What model and context had taken on each device when this was first read."""
 
+    ga_map: str = SELF_EXTEND.name
+    """The map of positions, a name from ``maps.MAPS``."""
+
     @property
     def n_ctx_next(self) -> int:
         """The longest sequence for which ``ga_n`` is enough, in tokens: the next limit, where it follows the length."""
-        return self.n_ctx_train if self.ga_n == 1 else n_ctx_reach(self.n_ctx_train, self.ga_n, self.ga_w)
+        return n_ctx_reach(self.n_ctx_train, self.ga_n, self.ga_w, self.ga_map)
 
     @property
     def n_layer_fused(self) -> int:
@@ -72,8 +76,9 @@ class SelfExtendInfo:
             return f"plain model (ga_n=1), trained context {self.n_ctx_train} tokens, memory {memory}"
         is_last = self.ga_n >= self.ga_n_max
         follows = "" if is_last else f" (beyond {self.n_ctx_next} tokens up to {self.ga_n_max})"
+        by = "" if self.ga_map == SELF_EXTEND.name else f" ga_map={self.ga_map}"
         return (
-            f"SelfExtend ga_n={self.ga_n}{follows} ga_w={self.ga_w}, trained context {self.n_ctx_train} tokens, "
+            f"SelfExtend{by} ga_n={self.ga_n}{follows} ga_w={self.ga_w}, trained context {self.n_ctx_train} tokens, "
             f"reach {self.n_ctx_reach} tokens, KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "
             f"attention {describe(self.attention)}, memory {memory}"
         )

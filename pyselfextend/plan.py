@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Literal
 
 from . import positions
@@ -13,6 +15,7 @@ from .compute_size import COMPOSED, FUSED, PLAIN, compute_size
 from .config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from .errors import SettingError
 from .groups import RULE, auto_limit, default_ga_w, ga_n_auto, ga_n_by_rule, rule_share
+from .maps import SELF_EXTEND, map_named
 from .memory import FreeMemory, free_memory
 from .model_info import ModelInfo, model_info
 
@@ -33,7 +36,7 @@ WINDOWS = (16, 8, 4, 2)
 
 @dataclass(frozen=True)
 class Pair:
-    """Group size and neighbour window, for a model and a length."""
+    """Group size and neighbour window, for a model, a map and a length."""
 
     ga_n: int
     """Group size; 1 is the plain model."""
@@ -48,10 +51,10 @@ class Pair:
     """Whether that is enough."""
 
     pos_rel_max: int
-    """The largest relative position that the model is shown."""
+    """The largest relative position that the model is shown, rounded up."""
 
     share: float
-    """That as a share of the trained context. From 1 on the pair does not reach."""
+    """As a share of the trained context. From 1 on the pair does not reach."""
 
     rule: str | None
     """The end of the authors' rule that it keeps: "1/2", "2/3", or None for neither."""
@@ -164,6 +167,9 @@ class Plan:
     offload: Offload | None
     """What lies on a device. None: everything is the CPU's."""
 
+    ga_map: str
+    """The map of positions that all of this is about."""
+
     free: FreeMemory = field(compare=False)
     """This machine's free memory."""
 
@@ -174,6 +180,7 @@ def make_plan(
     *,
     ga_n: int | Literal["auto"] | None = None,
     ga_w: int | None = None,
+    ga_map: str = SELF_EXTEND.name,
     type_k: str | None = None,
     type_v: str | None = None,
     n_ubatch: int = 512,
@@ -188,6 +195,7 @@ def make_plan(
         n_tokens: the length in tokens, text and answer; None: twice the trained context.
         ga_n: a group size to look at, or "auto", which is the default; ga_w: a neighbour window. None: an eighth of the
             trained context, at most 2048.
+        ga_map: the map of positions, a name from ``maps.MAPS``.
         type_k: type of the cached keys, such as "Q8_0"; type_v: that of the values. Both None: all types, keys as
             values; one None: F16.
         n_ubatch: tokens that are computed at once.
@@ -203,7 +211,8 @@ def make_plan(
     """
     n_ubatch = integer("n_ubatch", n_ubatch, 1, SETTING_MAX)
     n_gpu_layers = integer("n_gpu_layers", n_gpu_layers, -1, SETTING_MAX)
-    config = SelfExtendConfig("auto" if ga_n is None else ga_n, ga_w)
+    by = map_named(ga_map)
+    config = SelfExtendConfig("auto" if ga_n is None and by.follows else ga_n or by.unit, ga_w, ga_map)
     types = _types(type_k, type_v)
     model = model_info(path)
     n_ctx_train = model.n_ctx_train
@@ -213,22 +222,22 @@ def make_plan(
     if config.ga_w is not None and config.ga_w >= n_ctx_train:
         raise SettingError(f"ga_w is {config.ga_w}; it must be below the trained context of {n_ctx_train} tokens")
 
-    window = default_ga_w(n_ctx_train) if config.ga_w is None else config.ga_w
+    window = default_ga_w(n_ctx_train, ga_map) if config.ga_w is None else config.ga_w
     recommended: Pair | None = None
     asked: Pair | None = None
     auto: tuple[AutoGroup, ...] = ()
     pairs: tuple[Pair, ...] = ()
     if model.refused is None:
-        auto = tuple(_auto(n_ctx_train, window, n_tokens))
+        auto = tuple(_auto(n_ctx_train, window, n_tokens, ga_map))
         if n_tokens > n_ctx_train:
-            recommended = _pair(n_ctx_train, auto[-1].ga_n, window, n_tokens)
-            pairs = _pairs(n_ctx_train, ga_w, n_tokens, recommended)
-        if config.ga_n != AUTO:
-            asked = _pair(n_ctx_train, int(config.ga_n), window, n_tokens)
+            recommended = _pair(n_ctx_train, auto[-1].ga_n, window, n_tokens, ga_map)
+            pairs = _pairs(n_ctx_train, ga_w, n_tokens, ga_map, recommended)
+        if ga_n is not None and config.ga_n != AUTO:
+            asked = _pair(n_ctx_train, int(config.ga_n), window, n_tokens, ga_map)
         elif (ga_n, ga_w) != (None, None):
             asked = recommended
     pair = asked if asked is not None and asked.reaches else recommended
-    if pair is not None and pair.ga_n == 1:
+    if pair is not None and pair.ga_n == by.unit:
         pair = None
 
     plan = Plan(
@@ -236,7 +245,7 @@ def make_plan(
         n_tokens=n_tokens,
         n_ctx=n_ctx_padded(n_tokens),
         recommended=recommended,
-        why=_why(model, recommended, n_tokens),
+        why=_why(model, recommended, n_tokens, ga_map),
         asked=asked,
         auto=auto,
         pairs=pairs,
@@ -245,6 +254,7 @@ def make_plan(
         impossible={},
         n_ubatch=n_ubatch,
         offload=_offload(model, n_gpu_layers),
+        ga_map=ga_map,
         free=free_memory(),
     )
     return _with_memory(plan, types, swa_full, flash_attn) if model.has_plain_cache else plan
@@ -256,23 +266,30 @@ def _types(type_k: str | None, type_v: str | None) -> list[tuple[str, str]]:
     return [(cache_type(type_k or "F16"), cache_type(type_v or "F16"))]
 
 
-def _pair(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Pair:
-    n_ctx_reach = positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)
-    pos_rel_max = positions.pos_rel_max(n_tokens, ga_n, ga_w)
-    share = rule_share(n_ctx_train, ga_n, ga_w, n_tokens)
+def _pair(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int, ga_map: str) -> Pair:
+    n_ctx_reach = positions.n_ctx_reach(n_ctx_train, ga_n, ga_w, ga_map)
+    pos_rel_max = Fraction(positions.pos_rel_max(n_tokens, ga_n, ga_w, ga_map), positions.pos_den(ga_n, ga_map))
+    share = rule_share(n_ctx_train, ga_n, ga_w, n_tokens, ga_map)
     return Pair(
         ga_n=ga_n,
         ga_w=ga_w,
         n_ctx_reach=n_ctx_reach,
         reaches=n_tokens <= n_ctx_reach,
-        pos_rel_max=pos_rel_max,
-        share=pos_rel_max / n_ctx_train,
+        pos_rel_max=math.ceil(pos_rel_max),
+        share=float(pos_rel_max / n_ctx_train),
         rule=next((str(end) for end in RULE if share < end), None),
     )
 
 
-def _auto(n_ctx_train: int, ga_w: int, n_tokens: int) -> Iterator[AutoGroup]:
-    """The groups of texts of up to ``n_tokens``, as ``ga_n_auto`` chooses them."""
+def _auto(n_ctx_train: int, ga_w: int, n_tokens: int, ga_map: str) -> Iterator[AutoGroup]:
+    """The groups of texts of up to ``n_tokens``, as ``ga_n_auto`` chooses them. With other maps than SelfExtend's, whose
+    groups may be many, of the plain model and of ``n_tokens``.
+    """
+    if ga_map != SELF_EXTEND.name:
+        yield AutoGroup(map_named(ga_map).unit, n_ctx_train)
+        if n_tokens > n_ctx_train:
+            yield AutoGroup(ga_n_auto(n_ctx_train, ga_w, n_tokens, ga_map), n_tokens)
+        return
     length = 1
     while length <= n_tokens:
         ga_n = ga_n_auto(n_ctx_train, ga_w, length)
@@ -281,21 +298,26 @@ def _auto(n_ctx_train: int, ga_w: int, n_tokens: int) -> Iterator[AutoGroup]:
         length = longest + 1
 
 
-def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int, recommended: Pair) -> tuple[Pair, ...]:
+def _pairs(
+    n_ctx_train: int, ga_w: int | None, n_tokens: int, ga_map: str, recommended: Pair
+) -> tuple[Pair, ...]:
     """For each window: the smallest group size that reaches, and the smallest ones that keep the rule."""
-    windows = {recommended.ga_w} | ({n_ctx_train // part for part in WINDOWS} if ga_w is None else set())
+    by = map_named(ga_map)
+    is_open = ga_w is None and by.has_window
+    windows = {recommended.ga_w} | ({n_ctx_train // part for part in WINDOWS} if is_open else set())
     found = []
     for window in sorted(windows):
-        sizes = {positions.ga_n_min(n_ctx_train, window, n_tokens)}
-        sizes |= {ga_n_by_rule(n_ctx_train, window, n_tokens, end) for end in RULE}
+        sizes = {positions.ga_n_min(n_ctx_train, window, n_tokens, ga_map)}
+        sizes |= {ga_n_by_rule(n_ctx_train, window, n_tokens, end, ga_map) for end in RULE}
         if window == recommended.ga_w:
             sizes.add(recommended.ga_n)
-        pairs = [_pair(n_ctx_train, ga_n, window, n_tokens) for ga_n in sorted(sizes) if 1 < ga_n <= SETTING_MAX]
+        sizes = {ga_n for ga_n in sizes if by.unit < ga_n <= SETTING_MAX}
+        pairs = [_pair(n_ctx_train, ga_n, window, n_tokens, ga_map) for ga_n in sorted(sizes)]
         found += [pair for pair in pairs if pair.reaches]
     return tuple(found)
 
 
-def _why(model: ModelInfo, pair: Pair | None, n_tokens: int) -> str:
+def _why(model: ModelInfo, pair: Pair | None, n_tokens: int, ga_map: str) -> str:
     n_ctx_train = model.n_ctx_train
     if model.refused is not None:
         return model.refused
@@ -304,11 +326,15 @@ def _why(model: ModelInfo, pair: Pair | None, n_tokens: int) -> str:
             f"{n_tokens} tokens fit into the trained window of {n_ctx_train}, and there the plain model is better than "
             "any group size above 1"
         )
+    if map_named(ga_map).fills:
+        return f"with the map {ga_map} ga_n={pair.ga_n} is the smallest that reaches"
     if pair.rule is None:
         return (
             f"with ga_w={pair.ga_w} no ga_n keeps the authors' rule, and ga_n={pair.ga_n} is the smallest power of two "
             "that reaches"
         )
+    if ga_map != SELF_EXTEND.name:
+        return f"with the map {ga_map} ga_n={pair.ga_n} is the smallest that keeps positions below 2/3 of the window"
     part = "an eighth" if pair.ga_w == n_ctx_train // 8 else f"{pair.ga_w / n_ctx_train:.0%}"
     return (
         f"ga_w={pair.ga_w} is {part} of the trained window, and ga_n={pair.ga_n} the smallest power of two that "

@@ -94,7 +94,16 @@ class Context:
     """
 
     def __init__(
-        self, model: Any, ga_n: int, ga_w: int, *, ga_n_max: int = 0, attn: int = 0, n_threads: int = 1, **params: Any
+        self,
+        model: Any,
+        ga_n: int,
+        ga_w: int,
+        *,
+        ga_n_max: int = 0,
+        ga_map: str = "self-extend",
+        attn: int = 0,
+        n_threads: int = 1,
+        **params: Any,
     ) -> None:
         self.library = load()
         import llama_cpp
@@ -107,7 +116,7 @@ class Context:
             setattr(given, name, value)
         given.n_threads = given.n_threads_batch = n_threads
         ways = ["auto", "fused", "composed"]
-        assert self.library.set_next(ga_n, ga_w, ways[attn], ga_n_max), self.library.last_error()
+        assert self.library.set_next(ga_n, ga_w, ways[attn], ga_n_max, ga_map), self.library.last_error()
         self.ctx = llama_cpp.llama_init_from_model(model, given)
         assert self.ctx, self.library.last_error()
         if max(ga_n, ga_n_max) > 1 and given.offload_kqv:

@@ -6,7 +6,7 @@ sees a key at position k <= q at the relative position
     q - k                                     if q - k <  ga_w   (near)
     (q // ga_n + ga_w - ga_w // ga_n) - k // ga_n   otherwise    (far)
 
-with one softmax over both. Written to be read, and to share nothing with the engine: no cache, no batches, angles in
+with one softmax over both; other maps show far keys at other positions. Written to be read, and to share nothing with the engine: no cache, no batches, angles in
 float64. What the architectures compute around the attention follows llama.cpp's graphs.
 
     logits = Reference("model.gguf").logits(tokens, ga_n=4, ga_w=64)    # [n_tokens, n_vocab]
@@ -14,6 +14,7 @@ float64. What the architectures compute around the attention follows llama.cpp's
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,30 @@ QUERY_BLOCK = 256  # queries per block of the score matrix: bounds memory, chang
 N_CACHED = 1 << 18  # logits that are compared at a time: they stay in a processor's cache, which is ten times as fast
 
 
-def relative_position(q: Array, k: Array, ga_n: int, ga_w: int) -> Array:
-    """The rule, pair by pair, for integer positions q >= k of any broadcastable shapes."""
-    far = (q // ga_n + ga_w - ga_w // ga_n) - k // ga_n
-    return np.where(q - k < ga_w, q - k, far) if ga_n > 1 else q - k
+def relative_position(q: Array, k: Array, ga_n: float, ga_w: int, ga_map: str = "self-extend") -> Array:
+    """The rule, pair by pair, for integer positions q >= k of any broadcastable shapes. ga_n is in tokens."""
+    if ga_n == 1 or ga_map == "mrrope":
+        return q - k
+    far = {
+        "self-extend": lambda: (q // ga_n + ga_w - ga_w // ga_n) - k // ga_n,
+        "lampe": lambda: (q // ga_n + ga_w - ga_w // ga_n) - k // ga_n,
+        "jet-long": lambda: q // ga_n - k // ga_n,
+        "rerope": lambda: np.full(np.broadcast_shapes(q.shape, k.shape), ga_w),
+        "leaky": lambda: ga_w + (q - k - ga_w) / ga_n,
+    }[ga_map]()
+    return np.where(q - k < ga_w, q - k, far)
 
 
-def far_frames(pos: Array, ga_n: int, ga_w: int) -> tuple[Array, Array]:
+def far_frames(pos: Array, ga_n: float, ga_w: int, ga_map: str = "self-extend") -> tuple[Array, Array]:
     """Positions at which far queries and far keys are rotated; their difference is the far relative position."""
+    if ga_map == "mrrope":
+        return pos, pos
+    if ga_map == "jet-long":
+        return pos // ga_n, pos // ga_n
+    if ga_map == "rerope":
+        return np.full(pos.shape, ga_w), np.zeros(pos.shape)
+    if ga_map == "leaky":
+        return (pos - ga_w) / ga_n + ga_w, pos / ga_n
     return pos // ga_n + ga_w - ga_w // ga_n, pos // ga_n
 
 
@@ -55,6 +72,8 @@ def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
 class Reference(Model):
     """A GGUF model with SelfExtend. Layers with a sliding window of their own stay as they are."""
 
+    ga_map = "self-extend"  # or another one, whose ga_n counts 64ths of a token if it is lampe
+
     # the two definitions of a score: a test compares them
 
     def _scores_frames(
@@ -64,8 +83,9 @@ class Reference(Model):
         near = self._scores_at(layer, q, k, pos_q, pos_k)
         if ga_n == 1:
             return near
-        frame_q, frame_k = self.far_frames(pos_q, ga_n, ga_w)[0], self.far_frames(pos_k, ga_n, ga_w)[1]
-        far = self._scores_at(layer, q, k, frame_q, frame_k)
+        group = self._group(ga_n)
+        frame_q, frame_k = self.far_frames(pos_q, group, ga_w)[0], self.far_frames(pos_k, group, ga_w)[1]
+        far = self._scores_at(self._far_layer(layer, ga_n), q, k, frame_q, frame_k)
         return np.where(pos_q[:, None] - pos_k[None, :] < ga_w, near, far)
 
     def _scores_at(self, layer: Layer, q: Array, k: Array, pos_q: Array, pos_k: Array) -> Array:
@@ -81,7 +101,8 @@ class Reference(Model):
         """The same by definition: for every pair, turn by its relative position and multiply. Slow."""
         if self.arch.norm_after_rope:
             raise ValueError(f"scores of {self.name} depend on more than relative positions: a norm follows RoPE")
-        rel = relative_position(pos_q[:, None], pos_k[None, :], ga_n, ga_w)
+        rel = relative_position(pos_q[:, None], pos_k[None, :], self._group(ga_n), ga_w, self.ga_map)
+        layer = self._far_layer(layer, ga_n)
         angle = rel[:, :, None] * layer.freqs  # [n_q, n_k, n_rot/2]
         cos, sin = np.cos(angle) * layer.magnitude**2, np.sin(angle) * layer.magnitude**2
         scores = np.empty((self.n_head, len(pos_q), len(pos_k)))
@@ -95,9 +116,32 @@ class Reference(Model):
             scores[head] = dot + q_rest @ k_rest.T
         return scores
 
-    def far_frames(self, pos: Array, ga_n: int, ga_w: int) -> tuple[Array, Array]:
+    def far_frames(self, pos: Array, ga_n: float, ga_w: int) -> tuple[Array, Array]:
         """Overridden by tests that need another rule."""
-        return far_frames(pos, ga_n, ga_w)
+        return far_frames(pos, ga_n, ga_w, self.ga_map)
+
+    def _group(self, ga_n: int) -> float:
+        """The group size in tokens."""
+        return ga_n / 64 if self.ga_map == "lampe" else ga_n
+
+    def _far_layer(self, layer: Layer, ga_n: int) -> Layer:
+        """The layer with the frequencies of MrRoPE-Pro (arXiv 2601.22181; the authors' yarn_radix3), if that is the map.
+
+        Pairs that turn more than 32 times over the trained context keep their frequency, those that turn less than once
+        have it divided by ga_n, and in between the exponents of ga_n are triangular numbers.
+        """
+        if self.ga_map != "mrrope":
+            return layer
+        base = float(self._meta("rope.freq_base", 10000.0))
+        low, high = (
+            edge(self.n_rot * np.log(self.n_ctx_train / (turns * 2 * np.pi)) / (2 * np.log(base)))
+            for edge, turns in ((np.floor, 32), (np.ceil, 1))
+        )
+        low, high = max(low, 0), min(high, self.n_rot - 1)
+        i = np.arange(self.n_rot // 2)
+        exponent = np.where(i >= high, 1, (i - low) * (i + 1 - low) / ((high - low) * (high - low + 1)))
+        freqs = layer.freqs / ga_n ** np.where(i <= low, 0, exponent)
+        return replace(layer, freqs=freqs, magnitude=layer.magnitude * (0.1 * np.log(ga_n) + 1))
 
     def _split(self, x: Array) -> tuple[Array, Array, Array]:
         """First and second members of the rotated pairs, and what is not rotated, of [..., head_size]: views."""

@@ -18,8 +18,11 @@ from reference_archs import Layer
 class CachedReference(Reference):
     """One sequence of a model with SelfExtend; ga_n = 1 is the plain model."""
 
-    def __init__(self, path: str | Path, ga_n: int, ga_w: int, n_ctx: int = 1024) -> None:
+    def __init__(
+        self, path: str | Path, ga_n: int, ga_w: int, n_ctx: int = 1024, ga_map: str = "self-extend"
+    ) -> None:
         super().__init__(path)
+        self.ga_map = ga_map
         self.ga_n, self.ga_w, self.n_ctx = ga_n, ga_w, n_ctx
         self.pos = np.zeros(0, dtype=np.int64)
         self._kv: dict[str, tuple[Array, Array]] = {}  # by layer: [n_head_kv, n_cached, head_size] each

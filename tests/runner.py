@@ -29,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 ATTN = {"auto": 0, "fused": 1, "composed": 2}
+MAPS = {name: i for i, name in enumerate(["self-extend", "jet-long", "rerope", "leaky", "lampe", "mrrope"])}
 FLASH = {"auto": -1, "off": 0, "on": 1}
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # ggml_type
 TIMEOUT = float(os.environ.get("PYSELFEXTEND_TEST_LIMIT", "540"))  # seconds for a process
-CHOICES = {"attn": ATTN, "flash": FLASH, "type_k": KV_TYPES, "type_v": KV_TYPES}
+CHOICES = {"ga_map": MAPS, "attn": ATTN, "flash": FLASH, "type_k": KV_TYPES, "type_v": KV_TYPES}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Job:
     ga_n: int = 1
     ga_n_max: int = 0
     ga_w: int = 0
+    ga_map: str = "self-extend"
     attn: str = "auto"  # how SelfExtend computes the attention
     flash: str = "auto"
     type_k: str = "f16"
@@ -72,6 +74,7 @@ class Params(ctypes.Structure):
         ("ga_n_max", ctypes.c_uint32),
         ("ga_w", ctypes.c_uint32),
         ("attn", ctypes.c_int),
+        ("map", ctypes.c_int),
     ]
 
 
@@ -88,6 +91,7 @@ class Info(ctypes.Structure):
         ("n_ctx_reach", ctypes.c_uint64),
         ("n_bytes_far", ctypes.c_uint64),
         ("n_bytes_near", ctypes.c_uint64),
+        ("map", ctypes.c_int),
     ]
 
 
@@ -244,7 +248,8 @@ class Runner:
             self.lib.llama_self_extend_set_next.argtypes = [Params]
             self.lib.llama_self_extend_set_next.restype = ctypes.c_bool
             self.lib.llama_self_extend_last_error.restype = ctypes.c_char_p
-            if not self.lib.llama_self_extend_set_next(Params(job.ga_n, job.ga_n_max, job.ga_w, ATTN[job.attn])):
+            params = Params(job.ga_n, job.ga_n_max, job.ga_w, ATTN[job.attn], MAPS[job.ga_map])
+            if not self.lib.llama_self_extend_set_next(params):
                 raise SystemExit(self.lib.llama_self_extend_last_error().decode())
         ctx = self.llama.llama_init_from_model(self.model, params)
         if not ctx:

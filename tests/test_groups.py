@@ -46,14 +46,20 @@ def _opened(name: str, folder: Path) -> Iterator[tuple[Path, Any]]:
         yield path, model
 
 
-def reaches(pos: int, ga_n: int, ga_w: int = GA_W) -> bool:
+def reaches(pos: int, ga_n: int, ga_w: int = GA_W, ga_map: str = "self-extend") -> bool:
     """Whether a query there sees the first key within what the model was trained on."""
-    return int(relative_position(np.array(pos), np.array(0), ga_n, ga_w)) < N_CTX_TRAIN
+    group = ga_n / unit(ga_map)
+    return float(relative_position(np.array(pos), np.array(0), group, ga_w, ga_map)) < N_CTX_TRAIN
 
 
-def raised(pos: int, ga_n: int) -> int:
-    while not reaches(pos, ga_n):
-        ga_n = min(GA_N_MAX, 2 ** (ga_n.bit_length()))
+def unit(ga_map: str) -> int:
+    """The group size of the plain model."""
+    return 64 if ga_map == "lampe" else 1
+
+
+def raised(pos: int, ga_n: int, ga_map: str = "self-extend") -> int:
+    while not reaches(pos, ga_n, ga_map=ga_map):
+        ga_n = min(GA_N_MAX * unit(ga_map), 2 ** (ga_n.bit_length()))
     return ga_n
 
 
@@ -215,16 +221,27 @@ def test_rounding_of_changes(llama: tuple[Path, Any], cache: int) -> None:
 class Sequences:
     """A context with three sequences, and a reference for each."""
 
-    def __init__(self, path: Path, model: Any, rng: random.Random, *, kv_unified: bool, **options: Any) -> None:
-        self.rng, self.unified = rng, kv_unified
+    def __init__(
+        self,
+        path: Path,
+        model: Any,
+        rng: random.Random,
+        *,
+        kv_unified: bool,
+        ga_map: str = "self-extend",
+        groups: Sequence[int] = (1, 2, 3, 4, 6, 8, 20),
+        **options: Any,
+    ) -> None:
+        self.rng, self.unified, self.ga_map, self.choices = rng, kv_unified, ga_map, groups
+        self.plain = unit(ga_map)
         n_ctx = N_CTX * N_SEQ
         self.ctx = Context(
-            model, 1, GA_W, ga_n_max=GA_N_MAX, n_seq_max=N_SEQ, kv_unified=kv_unified, n_ctx=n_ctx,
-            type_k=F32, type_v=F32, **options,
+            model, self.plain, GA_W, ga_n_max=GA_N_MAX * self.plain, ga_map=ga_map, n_seq_max=N_SEQ,
+            kv_unified=kv_unified, n_ctx=n_ctx, type_k=F32, type_v=F32, **options,
         )  # fmt: skip
-        self.empty = CachedReference(path, 1, GA_W)
+        self.empty = CachedReference(path, self.plain, GA_W, ga_map=ga_map)
         self.held = {seq: self.empty.fork() for seq in range(N_SEQ)}
-        self.groups = dict.fromkeys(range(1 if kv_unified else N_SEQ), 1)  # of each buffer
+        self.groups = dict.fromkeys(range(1 if kv_unified else N_SEQ), self.plain)  # of each buffer
         self.is_swa = "gemma" in path.name
         self.saved: list[tuple[bytes, CachedReference, int]] = []
         self.done: Counter[str] = Counter()
@@ -249,7 +266,7 @@ class Sequences:
         steps = []
         for token, pos, seq in batch:
             stream = self.stream(seq)
-            self.groups[stream] = raised(pos, self.groups[stream])
+            self.groups[stream] = raised(pos, self.groups[stream], self.ga_map)
             steps.append((seq, self.groups[stream], token))
         for (seq, ga_n), run in groupby(steps, key=lambda step: step[:2]):
             self.held[seq].ga_n = ga_n
@@ -263,7 +280,7 @@ class Sequences:
         """A buffer of which the last token was removed begins anew."""
         for stream in streams:
             if before[stream] and not self.used()[stream]:
-                self.groups[stream] = 1
+                self.groups[stream] = self.plain
 
     def used(self) -> dict[int, bool]:
         return {stream: any(self.length(s) for s in self.held if self.stream(s) == stream) for stream in self.groups}
@@ -280,8 +297,9 @@ class Sequences:
         elif what == "together":
             self.grow(rng.sample(range(N_SEQ), 2), rng.choice([1, 4, 60]))
         elif what == "set":
-            ga_n = rng.choice([1, 2, 3, 4, 6, 8, 20])
-            can = all(not self.length(s) or reaches(self.length(s) - 1, ga_n) for s in self.sharing(seq))
+            ga_n = rng.choice(self.choices)
+            lengths = filter(None, map(self.length, self.sharing(seq)))
+            can = all(reaches(length - 1, ga_n, ga_map=self.ga_map) for length in lengths)
             assert ctx.set_group(seq, ga_n) == can
             if can:
                 self.groups[self.stream(seq)] = ga_n

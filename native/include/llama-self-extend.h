@@ -15,7 +15,7 @@
 //   q - k                                           if q - k <  ga_w   (near)
 //   (q / ga_n + ga_w - ga_w / ga_n) - k / ga_n      if q - k >= ga_w   (far)
 //
-// with one softmax over both. Every division is an integer division.
+// with one softmax over both. Every division is an integer division. Other maps show far keys at other relative positions.
 //
 // ref: native/README.md
 //
@@ -31,6 +31,21 @@ extern "C" {
         LLAMA_SELF_EXTEND_ATTN_COMPOSED = 2, // stock ggml operators, on any backend
     };
 
+    // the relative position at which a far key is seen; near ones are exact in all maps, and ga_n = 1 is the plain model
+    // ref: docs/maps.md
+    enum llama_self_extend_map_type {
+        LLAMA_SELF_EXTEND_MAP_SELF_EXTEND = 0, // (q / ga_n + ga_w - ga_w / ga_n) - k / ga_n
+        LLAMA_SELF_EXTEND_MAP_JET_LONG    = 1, // q / ga_n - k / ga_n                   (Jet-Long, arXiv 2607.07740)
+        LLAMA_SELF_EXTEND_MAP_REROPE      = 2, // ga_w, for every ga_n > 1              (ReRoPE, kexue.fm/archives/9708)
+        LLAMA_SELF_EXTEND_MAP_LEAKY       = 3, // ga_w + (q - k - ga_w)/ga_n, a real number; ga_n is a power of two (Leaky ReRoPE, the same)
+        LLAMA_SELF_EXTEND_MAP_LAMPE       = 4, // that of SELF_EXTEND with ga_n in 64ths: 64 is the plain model (LaMPE, arXiv 2508.02308)
+        LLAMA_SELF_EXTEND_MAP_MRROPE      = 5, // q - k at frequencies for a context ga_n times as long, for all keys: ga_w is 0, and ga_n stays
+                                               // as it is (MrRoPE-Pro, arXiv 2601.22181)
+    };
+
+    // ga_n of the map LAMPE that is the plain model
+    #define LLAMA_SELF_EXTEND_LAMPE_UNIT 64
+
     struct llama_self_extend_params {
         uint32_t ga_n;     // group size that a sequence begins with, >= 1
         uint32_t ga_n_max; // that to which it is raised where it no longer reaches; 0: ga_n, it stays as it is
@@ -38,10 +53,11 @@ extern "C" {
 
         // ga_n = 1 with ga_n_max <= 1 is the plain model, for which nothing is built
 
-        enum llama_self_extend_attn attn;
+        enum llama_self_extend_attn     attn;
+        enum llama_self_extend_map_type map;
     };
 
-    // ga_w that stands for "take the default": an eighth of the trained context, at most 2048
+    // ga_w that stands for "take the default": an eighth of the trained context, at most 2048; 0 with the map MRROPE
     #define LLAMA_SELF_EXTEND_GA_W_DEFAULT UINT32_MAX
 
     struct llama_self_extend_info {
@@ -54,9 +70,11 @@ extern "C" {
         uint64_t n_ctx_reach;      // the longest sequence whose relative positions all stay below n_ctx_train with ga_n_max, in tokens
         uint64_t n_bytes_far;      // memory of each part of the cache
         uint64_t n_bytes_near;
+
+        enum llama_self_extend_map_type map;
     };
 
-    // { ga_n = 1, ga_n_max = 0, ga_w = LLAMA_SELF_EXTEND_GA_W_DEFAULT, attn = AUTO }
+    // { ga_n = 1, ga_n_max = 0, ga_w = LLAMA_SELF_EXTEND_GA_W_DEFAULT, attn = AUTO, map = SELF_EXTEND }
     LLAMA_API struct llama_self_extend_params llama_self_extend_default_params(void);
 
     // Set the parameters of the next context that the calling thread creates with llama_init_from_model().
@@ -102,8 +120,8 @@ extern "C" {
 
     // The keys are turned before the next batch, or by llama_self_extend_apply_shifts(), and may be turned back; each time rounds them
     // once more to the type of the cache.
-    // Returns false, and changes nothing, if the context is plain or has no such sequence, if ga_n does not reach the tokens of the
-    // sequence, or if it has any and its keys cannot be turned. llama_self_extend_last_error() says why.
+    // Returns false, and changes nothing, if the context is plain or has no such sequence, if the map has no such group or does not
+    // change it, if ga_n does not reach the tokens of the sequence, or if it has any and its keys cannot be turned. llama_self_extend_last_error() says why.
     LLAMA_API bool llama_self_extend_set_group(struct llama_context * ctx, llama_seq_id seq_id, uint32_t ga_n);
 
     struct llama_self_extend_layer {
@@ -167,28 +185,36 @@ extern "C" {
     //
     // positions: pure arithmetic, the same in pyselfextend.positions
     //
-    // ga_n >= 1, positions >= 0
+    // ga_n is a group size of the map, positions are >= 0
     //
 
-    // The frame in which a far query or a far key is rotated; their difference is the far relative position.
-    LLAMA_API int64_t llama_self_extend_pos_q(int64_t pos, uint32_t ga_n, uint32_t ga_w);
-    LLAMA_API int64_t llama_self_extend_pos_k(int64_t pos, uint32_t ga_n);
+    // The frame in which a far query or a far key is rotated, in units of 1/pos_den positions; their difference is the far relative
+    // position.
+    LLAMA_API int64_t llama_self_extend_pos_q(int64_t pos, uint32_t ga_n, uint32_t ga_w, enum llama_self_extend_map_type map);
+    LLAMA_API int64_t llama_self_extend_pos_k(int64_t pos, uint32_t ga_n,                enum llama_self_extend_map_type map);
 
-    // The relative position at which a query at pos_q sees a key at pos_k <= pos_q.
-    LLAMA_API int64_t llama_self_extend_pos_rel(int64_t pos_q, int64_t pos_k, uint32_t ga_n, uint32_t ga_w);
+    // In how many parts a position is counted: 1, and ga_n with the maps LEAKY and MRROPE.
+    LLAMA_API uint32_t llama_self_extend_pos_den(uint32_t ga_n, enum llama_self_extend_map_type map);
 
-    // The largest relative position among n_tokens tokens, n_tokens >= 1.
-    LLAMA_API int64_t llama_self_extend_pos_rel_max(int64_t n_tokens, uint32_t ga_n, uint32_t ga_w);
+    // The relative position at which a query at pos_q sees a key at pos_k <= pos_q, in units of 1/pos_den.
+    LLAMA_API int64_t llama_self_extend_pos_rel(
+            int64_t pos_q, int64_t pos_k, uint32_t ga_n, uint32_t ga_w, enum llama_self_extend_map_type map);
+
+    // The largest relative position among n_tokens tokens, n_tokens >= 1, in units of 1/pos_den.
+    LLAMA_API int64_t llama_self_extend_pos_rel_max(int64_t n_tokens, uint32_t ga_n, uint32_t ga_w, enum llama_self_extend_map_type map);
 
     // The longest sequence, in tokens, whose relative positions all stay below n_ctx_train > ga_w.
-    LLAMA_API int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w);
+    LLAMA_API int64_t llama_self_extend_n_ctx_reach(
+            uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w, enum llama_self_extend_map_type map);
 
     // The group size of a sequence that had ga_n and has grown to n_tokens: the same while that reaches, else the smallest power of two
     // above it that does, and no more than ga_n_max. Returns 0 if ga_n_max does not reach, or if ga_w >= n_ctx_train.
-    LLAMA_API uint32_t llama_self_extend_ga_n_raised(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_n_max, uint32_t ga_w, int64_t n_tokens);
+    LLAMA_API uint32_t llama_self_extend_ga_n_raised(
+            uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_n_max, uint32_t ga_w, int64_t n_tokens, enum llama_self_extend_map_type map);
 
     // The smallest group size whose reach is at least n_tokens. Returns 0 if there is none, as when ga_w >= n_ctx_train.
-    LLAMA_API uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens);
+    LLAMA_API uint32_t llama_self_extend_ga_n_min(
+            uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens, enum llama_self_extend_map_type map);
 
 #ifdef __cplusplus
 }

@@ -58,6 +58,7 @@ class Params(ctypes.Structure):
         ("ga_n_max", ctypes.c_uint32),
         ("ga_w", ctypes.c_uint32),
         ("attn", ctypes.c_int),
+        ("map", ctypes.c_int),
     ]
 
 

@@ -12,6 +12,7 @@ import click
 
 from ..cache_size import CACHE_TYPES
 from ..config import SETTING_MAX
+from ..maps import MAPS, SELF_EXTEND
 from ..plan import Plan, make_plan
 from ._command import Command, option
 from ._options import GGUF_FILE, GroupSize, Integer, window
@@ -30,8 +31,8 @@ share, rule ("1/2", "2/3" or null); null is the plain model. why. auto: each ga_
 with, and the longest text of each (n_tokens). memory, for each type of cache: cache (type_k,
 type_v, flash_attn, cells_far, cells_near, cells_swa, bytes_far, bytes_near, bytes_swa), bytes_compute and n_bytes in
 main memory, holds, bytes_cache_device, ways of the device (way, bytes_compute, n_bytes). impossible (types of cache,
-and why). n_ubatch. offload: layers, bytes_weights on the device, bytes_weights_rest; null without layers there. free:
-n_bytes, limit. Sizes are in bytes, lengths in tokens.
+and why). n_ubatch. offload: layers, bytes_weights on the device, bytes_weights_rest; null without layers there. ga_map.
+free: n_bytes, limit. Sizes are in bytes, lengths in tokens.
 """
 
 
@@ -60,6 +61,13 @@ def _cache_type(name: str, what: str) -> Callable[[_Function], _Function]:
 @option("--ctx", type=Integer(1), metavar="N", show_default="twice the trained window", help="Length in tokens.")
 @option("--ga-n", type=GroupSize(1), metavar="G", show_default="auto", help="A group size to look at.")
 @window("A neighbour window to look at, in tokens.")
+@option(
+    "--ga-map",
+    type=click.Choice(list(MAPS)),
+    metavar="MAP",
+    default=SELF_EXTEND.name,
+    help=f"The map of positions: {', '.join(MAPS)}. With lampe G counts 64ths of a token.",
+)
 @option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_cache_type("--type-k", "keys")
 @_cache_type("--type-v", "values")
@@ -97,6 +105,7 @@ def command(
     ctx: int | None,
     ga_n: int | Literal["auto"] | None,
     ga_w: int | None,
+    ga_map: str,
     as_json: bool,
     type_k: str | None,
     type_v: str | None,
@@ -116,6 +125,7 @@ def command(
         ctx,
         ga_n=ga_n,
         ga_w=ga_w,
+        ga_map=ga_map,
         type_k=type_k,
         type_v=type_v,
         n_ubatch=n_ubatch,

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..maps import SELF_EXTEND
 from ..model_info import Layer, ModelInfo, Rope
 from ..placement import ranges
 from ..plan import Memory, Offload, Pair, Plan
@@ -158,7 +159,7 @@ def _advice(plan: Plan) -> Iterator[Text]:
         yield Text(f"  The plain model (ga_n=1) is recommended: {plan.why}.")
     else:
         pair = plan.recommended
-        yield Text(f"  ga_n={pair.ga_n}, ga_w={pair.ga_w} is recommended: {plan.why}.")
+        yield Text(f"  {_name(plan, pair)} is recommended: {plan.why}.")
         yield Text(f"  {_position(pair, plan.model.n_ctx_train)}; the pair reaches {pair.n_ctx_reach} tokens.")
     if plan.auto:
         yield Text(f"  {_auto(plan)}")
@@ -170,7 +171,12 @@ def _advice(plan: Plan) -> Iterator[Text]:
         text += f"it keeps the authors' rule (< {asked.rule})." if asked.rule else "it does not keep the authors' rule."
     else:
         text = f"does not reach: {asked.n_ctx_reach} tokens at most."
-    yield Text(f"  ga_n={asked.ga_n}, ga_w={asked.ga_w} {text}")
+    yield Text(f"  {_name(plan, asked)} {text}")
+
+
+def _name(plan: Plan, pair: Pair) -> str:
+    by = "" if plan.ga_map == SELF_EXTEND.name else f"ga_map={plan.ga_map}, "
+    return f"{by}ga_n={pair.ga_n}, ga_w={pair.ga_w}"
 
 
 def _auto(plan: Plan) -> str:

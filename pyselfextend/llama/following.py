@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
+from ..config import SelfExtendConfig
 from ..groups import N_ANSWER, GroupPolicy, default_ga_w
 from ..model_info import ModelInfo
 
@@ -23,7 +24,7 @@ ROPE = {
 }  # fmt: skip
 
 
-def policy(info: ModelInfo, ga_w: int | None, n_ctx: int) -> GroupPolicy | None:
+def policy(info: ModelInfo, config: SelfExtendConfig, n_ctx: int) -> GroupPolicy | None:
     """The policy of an instance of a model. None: its context is as trained, or less.
 
     Raises:
@@ -31,7 +32,8 @@ def policy(info: ModelInfo, ga_w: int | None, n_ctx: int) -> GroupPolicy | None:
     """
     if n_ctx <= info.n_ctx_train:
         return None
-    return GroupPolicy(info.n_ctx_train, default_ga_w(info.n_ctx_train) if ga_w is None else ga_w, n_ctx)
+    ga_w = default_ga_w(info.n_ctx_train, config.ga_map) if config.ga_w is None else config.ga_w
+    return GroupPolicy(info.n_ctx_train, ga_w, n_ctx, config.ga_map)
 
 
 def refused(info: ModelInfo, arguments: Mapping[str, Any]) -> str | None:

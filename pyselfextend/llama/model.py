@@ -20,6 +20,7 @@ from ..errors import (
     SettingError,
 )
 from ..info import SelfExtendInfo
+from ..maps import SELF_EXTEND, map_named
 from ..model_info import model_info
 
 _library = _native.load()  # before llama_cpp, which it imports with our library
@@ -48,14 +49,17 @@ _opening = threading.RLock()
 #: What llama_cpp.server still gives, and llama_cpp leaves unused.
 IGNORED = ("mul_mat_q", "rpc_servers")
 
+#: What ``Llama`` is asked for where nothing of SelfExtend is.
+DEFAULT = {"ga_n": None, "ga_w": None, "ga_map": SELF_EXTEND.name}
+
 _UPSTREAM = inspect.signature(llama_cpp.Llama.__init__).parameters
-_NAMES = [*(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD), "ga_n", "ga_w"]
+_NAMES = [*(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD), "ga_n", "ga_w", "ga_map"]
 
 
 class Llama(Generating, Closing):
     """A GGUF model that reads beyond its trained context, by SelfExtend (arXiv 2401.01325).
 
-    A ``llama_cpp.Llama`` with two more arguments; every other argument, method, chat format and return type is its own.
+    A ``llama_cpp.Llama`` with three more arguments; every other argument, method, chat format and return type is its own.
 
     >>> from pyselfextend import Llama
     >>> with Llama("model.gguf", n_ctx=65536) as llm:  # trained on 8192
@@ -71,6 +75,8 @@ class Llama(Generating, Closing):
             cannot be extended, or a RoPE scaling is asked for, 1 with a warning that says so.
         ga_w: neighbour window in tokens, at least 0 and below the trained context. None: an eighth of the trained
             context, at most 2048.
+        ga_map: the map of positions: "self-extend", or to compare, "jet-long", "rerope", "leaky", "lampe" (``ga_n``
+            counts 64ths of a token then) or "mrrope" (no window, and one group); see docs/maps.md.
         **kwargs: those of ``llama_cpp.Llama``. ``n_ctx`` may go up to the reach of a pair,
             ``pyselfextend.positions.n_ctx_reach(n_ctx_train, ga_n, ga_w)`` tokens, and with "auto" as far as there is
             memory.
@@ -98,13 +104,14 @@ class Llama(Generating, Closing):
         *,
         ga_n: int | Literal["auto"] | None = None,
         ga_w: int | None = None,
+        ga_map: str = SELF_EXTEND.name,
         **kwargs: Any,
     ) -> None:
         check_process()
         self._guard = Guard(self._forget)
         self._callbacks = Callbacks(self._guard)
-        self._asked = {"ga_n": ga_n, "ga_w": ga_w}
-        self._config = SelfExtendConfig("auto" if ga_n is None else ga_n, ga_w)
+        self._asked = {"ga_n": ga_n, "ga_w": ga_w, "ga_map": ga_map}
+        self._config = SelfExtendConfig("auto" if ga_n is None else ga_n, ga_w, ga_map)
         self._self_extend: SelfExtendInfo | None = None
         check_names(kwargs, [*_NAMES, *IGNORED], "Llama()")
         kwargs = check({"model_path": model_path, **kwargs}, CONSTRUCTOR)
@@ -117,7 +124,7 @@ class Llama(Generating, Closing):
             with _opening:
                 path = _Path(kwargs.pop("model_path"))
                 if self._config.ga_n == AUTO:
-                    self._follow(path, is_default=ga_n is None and ga_w is None, **kwargs)
+                    self._follow(path, is_default=self._asked == DEFAULT, **kwargs)
                 else:
                     self._open(path, **kwargs)
             self._complete(**kwargs)
@@ -132,7 +139,7 @@ class Llama(Generating, Closing):
         """
         n_ctx = kwargs.get("n_ctx") or 0  # 0: the trained context
         info = model_info(model_path, kwargs.get("kv_overrides")) if n_ctx else None
-        self._policy = following.policy(info, self._config.ga_w, n_ctx) if info else None
+        self._policy = following.policy(info, self._config, n_ctx) if info else None
         reason = following.refused(info, kwargs) if info and self._policy and is_default else None
         if self._policy and not reason:
             try:
@@ -169,8 +176,10 @@ class Llama(Generating, Closing):
             self._create_extended(model_path, **kwargs)
 
     def _create_extended(self, model_path: str, **kwargs: Any) -> None:
-        ga_n, ga_n_max = (1, self._policy.ga_n_max) if self._policy else (self._config.ga_n, 0)
-        if not _library.set_next(int(ga_n), self._config.ga_w, _attn(), ga_n_max):
+        ga_map = self._config.ga_map
+        begin = map_named(ga_map).unit
+        ga_n, ga_n_max = (begin, self._policy.ga_n_max) if self._policy else (self._config.ga_n, 0)
+        if not _library.set_next(int(ga_n), self._config.ga_w, _attn(), ga_n_max, ga_map):
             raise SettingError(_library.last_error())
         try:
             self._create(model_path, **kwargs)
@@ -226,6 +235,7 @@ class Llama(Generating, Closing):
                 ga_n=1,
                 ga_n_max=1,
                 ga_w=0,
+                ga_map=self._config.ga_map,
                 n_ctx_train=n_ctx_train,
                 n_ctx_reach=n_ctx_train,
                 bytes_far=0,

@@ -142,30 +142,35 @@ const char * llama_self_extend_kernel_isa(void) {
     return llama_self_extend_attn_isa();
 }
 
-int64_t llama_self_extend_pos_q(int64_t pos, uint32_t ga_n, uint32_t ga_w) {
-    return llama_self_extend_map { ga_n, ga_w }.pos_q(pos);
+int64_t llama_self_extend_pos_q(int64_t pos, uint32_t ga_n, uint32_t ga_w, llama_self_extend_map_type map) {
+    return llama_self_extend_map { ga_n, ga_w, map }.pos_q(pos);
 }
 
-int64_t llama_self_extend_pos_k(int64_t pos, uint32_t ga_n) {
-    return llama_self_extend_map { ga_n, 0 }.pos_k(pos);
+int64_t llama_self_extend_pos_k(int64_t pos, uint32_t ga_n, llama_self_extend_map_type map) {
+    return llama_self_extend_map { ga_n, 0, map }.pos_k(pos);
 }
 
-int64_t llama_self_extend_pos_rel(int64_t pos_q, int64_t pos_k, uint32_t ga_n, uint32_t ga_w) {
-    return llama_self_extend_map { ga_n, ga_w }.pos_rel(pos_q, pos_k);
+uint32_t llama_self_extend_pos_den(uint32_t ga_n, llama_self_extend_map_type map) {
+    return llama_self_extend_map { ga_n, 0, map }.pos_den();
 }
 
-int64_t llama_self_extend_pos_rel_max(int64_t n_tokens, uint32_t ga_n, uint32_t ga_w) {
-    return llama_self_extend_map { ga_n, ga_w }.pos_rel_max(n_tokens);
+int64_t llama_self_extend_pos_rel(int64_t pos_q, int64_t pos_k, uint32_t ga_n, uint32_t ga_w, llama_self_extend_map_type map) {
+    return llama_self_extend_map { ga_n, ga_w, map }.pos_rel(pos_q, pos_k);
 }
 
-int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w) {
-    return llama_self_extend_map { ga_n, ga_w }.n_ctx_reach(n_ctx_train);
+int64_t llama_self_extend_pos_rel_max(int64_t n_tokens, uint32_t ga_n, uint32_t ga_w, llama_self_extend_map_type map) {
+    return llama_self_extend_map { ga_n, ga_w, map }.pos_rel_max(n_tokens);
 }
 
-uint32_t llama_self_extend_ga_n_raised(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_n_max, uint32_t ga_w, int64_t n_tokens) {
-    return llama_self_extend_map_raised({ ga_n, ga_w }, n_ctx_train, ga_n_max, n_tokens);
+int64_t llama_self_extend_n_ctx_reach(uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_w, llama_self_extend_map_type map) {
+    return llama_self_extend_map { ga_n, ga_w, map }.n_ctx_reach(n_ctx_train);
 }
 
-uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens) {
-    return llama_self_extend_map_ga_n_min(n_ctx_train, ga_w, n_tokens);
+uint32_t llama_self_extend_ga_n_raised(
+        uint32_t n_ctx_train, uint32_t ga_n, uint32_t ga_n_max, uint32_t ga_w, int64_t n_tokens, llama_self_extend_map_type map) {
+    return llama_self_extend_map_raised({ ga_n, ga_w, map }, n_ctx_train, ga_n_max, n_tokens);
+}
+
+uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens, llama_self_extend_map_type map) {
+    return llama_self_extend_map_ga_n_min({ 1, ga_w, map }, n_ctx_train, n_tokens);
 }

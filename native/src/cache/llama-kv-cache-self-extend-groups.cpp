@@ -20,16 +20,39 @@ uint32_t llama_kv_cache_self_extend::get_ga_w() const {
     return config.map.ga_w;
 }
 
+llama_self_extend_map llama_kv_cache_self_extend::map_of(uint32_t ga_n) const {
+    return { ga_n, config.map.ga_w, config.map.type };
+}
+
 llama_self_extend_map llama_kv_cache_self_extend::get_map(llama_seq_id seq_id) const {
-    return { ga_n_streams[kv_far->get_stream(seq_id)], config.map.ga_w };
+    return map_of(ga_n_streams[kv_far->get_stream(seq_id)]);
 }
 
 llama_self_extend_map llama_kv_cache_self_extend::get_map_max(llama_seq_id seq_id) const {
-    return { std::max(get_map(seq_id).ga_n, config.ga_n_max), config.map.ga_w };
+    return map_of(std::max(get_map(seq_id).ga_n, config.ga_n_max));
 }
 
 llama_self_extend_map llama_kv_cache_self_extend::get_map_cell(uint32_t strm, uint32_t i) const {
-    return { ga_n_cells[strm][i], config.map.ga_w };
+    return map_of(ga_n_cells[strm][i]);
+}
+
+const llama_self_extend_map & llama_kv_cache_self_extend::get_map() const {
+    return config.map;
+}
+
+llama_self_extend_freqs llama_kv_cache_self_extend::get_freqs() const {
+    uint32_t den = 1;
+
+    // powers of two, or all the same
+    for (uint32_t strm = 0; strm < kv_far->get_n_stream(); ++strm) {
+        den = std::max(den, map_of(ga_n_streams[strm]).pos_den());
+
+        for (uint32_t i = 0; i < ga_n_cells[strm].size() && config.map.has_freqs(); ++i) {
+            den = std::max(den, is_lost(strm, i) ? 1 : get_map_cell(strm, i).pos_den());
+        }
+    }
+
+    return { config.map, den, config.n_ctx_train };
 }
 
 bool llama_kv_cache_self_extend::is_lost(uint32_t strm, uint32_t i) const {
@@ -51,14 +74,17 @@ void llama_kv_cache_self_extend::set_group(llama_seq_id seq_id, uint32_t ga_n) {
     if (!has_seq(seq_id)) {
         llama_self_extend_refuse("there is no sequence %d, n_seq_max is %u", seq_id, kv_far->get_n_seq_max());
     }
-    if (ga_n < 1) {
-        llama_self_extend_refuse("ga_n is %u, it must be at least 1", ga_n);
+    if (const char * fault = map_of(ga_n).find_fault()) {
+        llama_self_extend_refuse("ga_n is %u, it must be %s", ga_n, fault);
+    }
+    if (config.map.type == LLAMA_SELF_EXTEND_MAP_MRROPE && ga_n != config.map.ga_n) {
+        llama_self_extend_refuse("ga_n is %u, but with this map it stays as the context was created: %u", ga_n, config.map.ga_n);
     }
 
     const uint32_t strm = kv_far->get_stream(seq_id);
 
     const int64_t n_tokens = int64_t(stream_pos_max(strm)) + 1;
-    const int64_t n_reach  = llama_self_extend_map { ga_n, config.map.ga_w }.n_ctx_reach(config.n_ctx_train);
+    const int64_t n_reach  = map_of(ga_n).n_ctx_reach(config.n_ctx_train);
 
     if (n_tokens > n_reach) {
         llama_self_extend_refuse("ga_n = %u and ga_w = %u reach %" PRId64 " tokens, sequence %d has %" PRId64,
@@ -104,7 +130,7 @@ void llama_kv_cache_self_extend::begin_anew(const std::vector<bool> & was_used) 
 }
 
 uint32_t llama_kv_cache_self_extend::raised(uint32_t ga_n, int64_t pos) const {
-    return llama_self_extend_map_raised({ ga_n, config.map.ga_w }, config.n_ctx_train, std::max(ga_n, config.ga_n_max), pos + 1);
+    return llama_self_extend_map_raised(map_of(ga_n), config.n_ctx_train, std::max(ga_n, config.ga_n_max), pos + 1);
 }
 
 bool llama_kv_cache_self_extend::is_whole() const {
@@ -204,7 +230,9 @@ bool llama_kv_cache_self_extend::turn_far(llama_context * lctx, uint32_t strm) {
     const auto & cells_far = kv_far->get_cells(strm);
     auto       & ga_n      = ga_n_cells[strm];
 
-    const llama_self_extend_map to = { ga_n_streams[strm], config.map.ga_w };
+    const llama_self_extend_map to = map_of(ga_n_streams[strm]);
+
+    const uint32_t den = get_freqs().get_den();
 
     std::vector<uint32_t> cells;
     std::vector<int32_t>  deltas;
@@ -215,7 +243,7 @@ bool llama_kv_cache_self_extend::turn_far(llama_context * lctx, uint32_t strm) {
         }
 
         const llama_pos pos   = cells_far.pos_get(i);
-        const int64_t   delta = to.pos_k(pos) - get_map_cell(strm, i).pos_k(pos);
+        const int64_t   delta = to.pos_k(pos, den) - get_map_cell(strm, i).pos_k(pos, den);
 
         if (delta == 0) {
             ga_n[i] = to.ga_n;

@@ -71,6 +71,7 @@ llama_self_extend_state llama_kv_cache_self_extend::get_state(llama_seq_id seq_i
     res.ga_n     = config.map.ga_n;
     res.ga_n_max = config.ga_n_max;
     res.ga_w     = config.map.ga_w;
+    res.map      = config.map.type;
     res.model    = hash.value();
     res.type_k   = kv_far->type_k();
     res.type_v   = kv_far->type_v();
@@ -178,6 +179,11 @@ void llama_kv_cache_self_extend::check_groups(
         const llama_self_extend_state & state, const std::vector<uint32_t> & groups, llama_seq_id seq_id) const {
     if (groups.size() != (seq_id == -1 ? ga_n_streams.size() : 1) || std::count(groups.begin(), groups.end(), 0)) {
         llama_self_extend_refuse("the state is damaged: it has other groups than sequences");
+    }
+
+    if (state.map != uint32_t(config.map.type)) {
+        llama_self_extend_refuse("the state was saved with another map of positions: %u, this context has %u",
+                state.map, uint32_t(config.map.type));
     }
 
     // a context that was opened with one group size does not change it unasked

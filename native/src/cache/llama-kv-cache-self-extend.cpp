@@ -139,6 +139,7 @@ llama_self_extend_info llama_kv_cache_self_extend::get_info() const {
         /*.n_ctx_reach      =*/ uint64_t(config.n_ctx_reach),
         /*.n_bytes_far      =*/ n_bytes(*kv_far),
         /*.n_bytes_near     =*/ n_bytes(*kv_near),
+        /*.map              =*/ config.map.type,
     };
 }
 

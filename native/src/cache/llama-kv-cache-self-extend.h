@@ -2,6 +2,7 @@
 
 #include "cache/llama-kv-cache-self-extend-way.h"
 #include "params/llama-self-extend-params.h"
+#include "rope/llama-self-extend-freqs.h"
 #include "rope/llama-self-extend-rope.h"
 #include "state/llama-self-extend-state.h"
 
@@ -40,7 +41,7 @@ public:
 
         // Turn keys of the far part further.
         // rows [n]: their cells, those of all streams counted one after the other
-        // deltas [n]: by how many positions
+        // deltas [n]: by how many positions of get_freqs()
         bool (*turn)(
                 const llama_kv_cache_self_extend & kv,
                                    llama_context * lctx,
@@ -119,6 +120,13 @@ public:
 
     // that in which the far key of a cell is rotated: not yet the same after a change
     llama_self_extend_map get_map_cell(uint32_t strm, uint32_t i) const;
+
+    // The map that a sequence begins with. All have its type and its window.
+    const llama_self_extend_map & get_map() const;
+
+    // The frequencies of the far frames, with positions in parts that all of them can be counted in: those in which cached keys are
+    // rotated, and those that they are turned to.
+    llama_self_extend_freqs get_freqs() const;
 
     // is the key of a cell lost?
     bool is_lost(uint32_t strm, uint32_t i) const;
@@ -202,6 +210,9 @@ private:
     // Which streams of the far part hold anything? Those that no longer do begin anew.
     std::vector<bool> get_used() const;
     void begin_anew(const std::vector<bool> & was_used);
+
+    // the map with a group size
+    llama_self_extend_map map_of(uint32_t ga_n) const;
 
     // that with which a sequence reaches furthest
     llama_self_extend_map get_map_max(llama_seq_id seq_id) const;

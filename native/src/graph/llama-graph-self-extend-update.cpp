@@ -16,8 +16,10 @@
 
 class llm_graph_input_turn : public llm_graph_input_i {
 public:
-    llm_graph_input_turn(ggml_context * ctx, const llama_kv_cache & kv, uint32_t n_pos, std::vector<int32_t> deltas, std::vector<int32_t> rows_src) :
-        kv(kv), deltas(std::move(deltas)), rows_src(std::move(rows_src)) {
+    llm_graph_input_turn(
+            ggml_context * ctx, const llama_kv_cache & kv, uint32_t n_pos, std::vector<int32_t> deltas, llama_self_extend_freqs freqs,
+            std::vector<int32_t> rows_src) :
+        freqs(std::move(freqs)), kv(kv), deltas(std::move(deltas)), rows_src(std::move(rows_src)) {
         delta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, int64_t(this->deltas.size())*n_pos);
         src   = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, this->rows_src.size());
         k_rot = kv.build_input_k_rot(ctx);
@@ -31,6 +33,7 @@ public:
 
         if (delta->buffer) { // not there if nothing is turned
             llama_self_extend_rope_set_pos(delta, deltas.data(), deltas.size());
+            freqs.set_input();
         }
 
         ggml_backend_tensor_set(src, rows_src.data(), 0, ggml_nbytes(src));
@@ -44,6 +47,8 @@ public:
     ggml_tensor * src;   // I32 [n], rows of the cache
     ggml_tensor * k_rot; // of a quantized cache, or nullptr
 
+    llama_self_extend_freqs freqs; // that deltas are positions of
+
 protected:
     const llama_kv_cache & kv;
 
@@ -53,7 +58,7 @@ protected:
 
 // keys of rows of a cache [n_embd_k_gqa, n_rows], turned further: F32 [n_embd_head, n_head_kv, n]
 static ggml_tensor * build_turned(
-        ggml_context * ctx, ggml_tensor * k_rows, const llm_graph_input_turn & inp,
+        ggml_context * ctx, ggml_tensor * k_rows, llm_graph_input_turn & inp,
         const llama_hparams & hparams, const llama_self_extend_rope & rope, int32_t il) {
     ggml_tensor * k = ggml_get_rows(ctx, k_rows, inp.src);
 
@@ -63,7 +68,7 @@ static ggml_tensor * build_turned(
         k = llama_mul_mat_hadamard(ctx, k, inp.k_rot); // its own inverse
     }
 
-    k = llama_self_extend_rope_turn(ctx, k, inp.delta, rope);
+    k = llama_self_extend_rope_turn(ctx, k, inp.delta, inp.freqs, rope);
 
     if (inp.k_rot) {
         k = llama_mul_mat_hadamard(ctx, k, inp.k_rot);
@@ -126,12 +131,12 @@ static size_t n_rows_at_once(size_t n_rows, const llama_context & lctx) {
 
 static void build_shift(
         llm_graph_result & res, const llama_kv_cache_self_extend & kv_se, const llama_kv_cache & kv, const llama_hparams & hparams,
-        std::vector<int32_t> deltas, std::vector<int32_t> rows) {
+        std::vector<int32_t> deltas, const llama_self_extend_freqs & freqs, std::vector<int32_t> rows) {
     auto * ctx = res.get_ctx();
 
     const size_t n = rows.size();
 
-    auto inp = std::make_unique<llm_graph_input_shift>(ctx, kv, hparams.n_pos_per_embd(), std::move(deltas), std::move(rows));
+    auto inp = std::make_unique<llm_graph_input_shift>(ctx, kv, hparams.n_pos_per_embd(), std::move(deltas), freqs, std::move(rows));
 
     inp->dst = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n);
     ggml_set_input(inp->dst);
@@ -161,6 +166,7 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
     }
 
     const bool is_far = &kv == kv_se->get_far();
+    const auto freqs  = is_far ? kv_se->get_freqs() : llama_self_extend_freqs();
 
     std::vector<int32_t> deltas;
     std::vector<int32_t> rows;
@@ -180,7 +186,7 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
 
             if (is_far) { // a far key goes to the group of its new position
                 const auto map = kv_se->get_map_cell(s, i);
-                delta = map.pos_k(pos) - map.pos_k(pos - shift);
+                delta = map.pos_k(pos, freqs.get_den()) - map.pos_k(pos - shift, freqs.get_den());
             }
 
             if (delta != 0) {
@@ -207,7 +213,7 @@ ggml_cgraph * llama_self_extend_build_graph_shift(const llama_kv_cache & kv, llm
         const size_t i1 = std::min(rows.size(), i0 + n);
 
         build_shift(*res, *kv_se, kv, llama_get_model(lctx)->hparams,
-                { deltas.begin() + i0, deltas.begin() + i1 }, { rows.begin() + i0, rows.begin() + i1 });
+                { deltas.begin() + i0, deltas.begin() + i1 }, freqs, { rows.begin() + i0, rows.begin() + i1 });
     }
 
     return gf;
@@ -224,7 +230,7 @@ bool llama_self_extend_turn_far(
               const std::vector<int32_t> & deltas) {
     auto * res = begin_graph(*lctx);
 
-    build_shift(*res, kv, *kv.get_far(), llama_get_model(lctx)->hparams, deltas, rows);
+    build_shift(*res, kv, *kv.get_far(), llama_get_model(lctx)->hparams, deltas, kv.get_freqs(), rows);
 
     return compute_graph(*lctx, *res);
 }
@@ -237,8 +243,9 @@ class llm_graph_input_restore : public llm_graph_input_turn {
 public:
     llm_graph_input_restore(
             ggml_context * ctx, const llama_kv_cache & kv_far, const llama_kv_cache_context & near, const llama_ubatch & ubatch,
-            std::vector<int32_t> deltas, std::vector<int32_t> cells, bool v_trans, int64_t n_embd_v, int64_t n_cells) :
-        llm_graph_input_turn(ctx, kv_far, ubatch.n_pos, std::move(deltas), std::move(cells)),
+            std::vector<int32_t> deltas, const llama_self_extend_freqs & freqs, std::vector<int32_t> cells, bool v_trans, int64_t n_embd_v,
+            int64_t n_cells) :
+        llm_graph_input_turn(ctx, kv_far, ubatch.n_pos, std::move(deltas), freqs, std::move(cells)),
         near(near), ubatch(ubatch), n_cells(n_cells) {
         k_idxs = near.build_input_k_idxs(ctx, ubatch);
         v_idxs = near.build_input_v_idxs(ctx, ubatch);
@@ -299,9 +306,12 @@ bool llama_self_extend_restore_near(
     const llama_kv_cache_context near(kv.get_near(), { sinfo }, { ubatch });
     const llama_kv_cache_context full(kv.get_far());
 
+    const auto    freqs = kv.get_freqs();
+    const int64_t den   = freqs.get_den();
+
     std::vector<int32_t> deltas;
     for (int64_t i = 0; i < n; ++i) {
-        deltas.push_back(ubatch.pos[i] - kv.get_map_cell(strm, cells_far[i]).pos_k(ubatch.pos[i]));
+        deltas.push_back(ubatch.pos[i]*den - kv.get_map_cell(strm, cells_far[i]).pos_k(ubatch.pos[i], den));
     }
 
     auto * res = begin_graph(*lctx);
@@ -320,7 +330,7 @@ bool llama_self_extend_restore_near(
 
         if (!inp) {
             inp = std::make_unique<llm_graph_input_restore>(
-                    ctx, far, near, ubatch, std::move(deltas), std::vector<int32_t>(cells_far.begin(), cells_far.end()),
+                    ctx, far, near, ubatch, std::move(deltas), freqs, std::vector<int32_t>(cells_far.begin(), cells_far.end()),
                     v_trans, v->ne[0], far.get_size());
         }
 

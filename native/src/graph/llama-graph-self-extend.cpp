@@ -52,8 +52,8 @@ void llm_graph_input_self_extend::build_frames(
 
     const bool none = llama_self_extend_rope_none(q_cur) && llama_self_extend_rope_none(k_cur);
 
-    ggml_tensor * q_all = none ? q_cur : llama_self_extend_rope_at(ctx0, q_cur, pos_q, n_frames);
-    ggml_tensor * k_all = none ? k_cur : llama_self_extend_rope_at(ctx0, k_cur, pos_k, n_frames);
+    ggml_tensor * q_all = none ? q_cur : llama_self_extend_rope_at(ctx0, q_cur, pos_q, freqs, n_frames);
+    ggml_tensor * k_all = none ? k_cur : llama_self_extend_rope_at(ctx0, k_cur, pos_k, freqs, n_frames);
 
     if (!q_all || !k_all) {
         llama_self_extend_refuse("architecture '%s' is not supported yet: layer %d does not attend with the result of RoPE",
@@ -282,13 +282,15 @@ static int64_t n_stream_of(const llama_ubatch & ubatch, const llama_cparams & cp
     return cparams.kv_unified ? 1 : ubatch.n_seqs_unq;
 }
 
-// With more backends the scheduler may have to copy what RoPE reads, and cannot copy a token that is there twice.
-static int64_t n_frames_of(const llm_graph_context & gctx) {
-    return gctx.ubatch.n_tokens == 1 && ggml_backend_sched_get_n_backends(gctx.sched) == 1 ? 2 : 1;
+// With more backends the scheduler may have to copy what RoPE reads, and cannot copy a token that is there twice. One node has one
+// table of frequencies.
+static int64_t n_frames_of(const llm_graph_context & gctx, const llama_self_extend_mctx * mctx) {
+    return gctx.ubatch.n_tokens == 1 && !mctx->get_kv()->get_map().has_freqs() && ggml_backend_sched_get_n_backends(gctx.sched) == 1 ? 2 : 1;
 }
 
 llm_graph_input_self_extend::llm_graph_input_self_extend(const llm_graph_context & gctx, const llama_self_extend_mctx * mctx) :
-    hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx), n_frames(n_frames_of(gctx)),
+    hparams(gctx.hparams), cparams(gctx.cparams), mctx(mctx), n_frames(n_frames_of(gctx, mctx)),
+    freqs(mctx->get_kv()->get_freqs()),
     n_raised(mctx->get_kv()->get_n_raised()), n_far(mctx->get_far()->get_n_kv()), n_near(mctx->get_near()->get_n_kv()) {
     auto * ctx0 = gctx.ctx0;
 
@@ -399,8 +401,8 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
             frames_q.push_back(pos);
             frames_k.push_back(pos);
         }
-        frames_q.push_back(map.pos_q(pos));
-        frames_k.push_back(map.pos_k(pos));
+        frames_q.push_back(map.pos_q(pos, freqs.get_den()));
+        frames_k.push_back(map.pos_k(pos, freqs.get_den()));
 
         if (seq_id != cells_seq) {
             get_cell_pos(cells_far,  *kv->get_far (), seq_id, n_far,  pos_none_hi);
@@ -427,6 +429,8 @@ void llm_graph_input_self_extend::set_input(const llama_ubatch * ubatch) {
         ggml_backend_tensor_set(bounds, data.data(), 0, ggml_nbytes(bounds));
     }
 
+    freqs.set_input();
+
     llama_self_extend_rope_set_pos(pos_q, frames_q.data(), frames_q.size());
     llama_self_extend_rope_set_pos(pos_k, frames_k.data(), frames_k.size());
 }
@@ -440,6 +444,7 @@ bool llm_graph_input_self_extend::can_reuse(const llm_graph_params & params) {
     bool res = true;
 
     res &= n_raised == mctx->get_kv()->get_n_raised();
+    res &= freqs.get_den() == mctx->get_kv()->get_freqs().get_den();
     res &= k_idxs->ne[0] == n_tokens;
     res &= n_far  == mctx->get_far ()->get_n_kv();
     res &= n_near == mctx->get_near()->get_n_kv();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "attention/cpu/llama-self-extend-attn-cpu.h"
+#include "rope/llama-self-extend-freqs.h"
 
 #include "llama-graph.h"
 
@@ -55,6 +56,8 @@ private:
     // On the CPU a single token gets its near and its far frame from one RoPE node, of two positions: nodes are what its time
     // is spent on.
     const int64_t n_frames;
+
+    llama_self_extend_freqs freqs; // of the far frames
 
     ggml_tensor * pos_q  = nullptr; // I32 [n_batch*n_frames], or 4 times as many with M-RoPE
     ggml_tensor * pos_k  = nullptr; // I32 [n_batch*n_frames], or 4 times as many with M-RoPE

@@ -54,6 +54,10 @@ void llama_self_extend_accept() {
 
 static constexpr uint32_t GA_W_MAX = 2048; // of the default: near keys are kept twice
 
+static uint32_t default_ga_w(uint32_t n_ctx_train, llama_self_extend_map_type map) {
+    return map == LLAMA_SELF_EXTEND_MAP_MRROPE ? 0 : std::min(n_ctx_train/8, GA_W_MAX);
+}
+
 // check the pending parameters against the model and the context parameters
 static bool resolve(
         const llama_self_extend_params & next,
@@ -62,19 +66,21 @@ static bool resolve(
         llama_self_extend_config       & config) {
     const uint32_t n_ctx_train = model.hparams.n_ctx_train;
     const uint32_t ga_n_max    = std::max(next.ga_n, next.ga_n_max);
-    const uint32_t ga_w        = next.ga_w == LLAMA_SELF_EXTEND_GA_W_DEFAULT ? std::min(n_ctx_train/8, GA_W_MAX) : next.ga_w;
+    const uint32_t ga_w        = next.ga_w == LLAMA_SELF_EXTEND_GA_W_DEFAULT ? default_ga_w(n_ctx_train, next.map) : next.ga_w;
 
     if (ga_w >= n_ctx_train) {
         set_error("ga_w is %u, it must be below the trained context of the model, %u tokens", ga_w, n_ctx_train);
         return false;
     }
 
+    const llama_self_extend_map last = { ga_n_max, ga_w, next.map };
+
     config = {
-        /*.map         =*/ { next.ga_n, ga_w },
+        /*.map         =*/ { next.ga_n, ga_w, next.map },
         /*.ga_n_max    =*/ ga_n_max,
         /*.attn        =*/ next.attn,
         /*.n_ctx_train =*/ n_ctx_train,
-        /*.n_ctx_reach =*/ llama_self_extend_map { ga_n_max, ga_w }.n_ctx_reach(n_ctx_train),
+        /*.n_ctx_reach =*/ last.n_ctx_reach(n_ctx_train),
     };
 
     // sequences that share one buffer may each be shorter than it; their positions are checked as they come
@@ -83,7 +89,7 @@ static bool resolve(
     const uint32_t n_ctx_seq = params.kv_unified && n_seq_max > 1 ? 0 : n_ctx/n_seq_max;
 
     if (n_ctx_seq > config.n_ctx_reach) {
-        const uint32_t ga_n_min = llama_self_extend_map_ga_n_min(n_ctx_train, ga_w, n_ctx_seq);
+        const uint32_t ga_n_min = llama_self_extend_map_ga_n_min(last, n_ctx_train, n_ctx_seq);
 
         set_error("n_ctx is %u, but ga_n = %u and ga_w = %u reach %" PRId64 " tokens on this model, which was trained on %u; "
                 "the smallest ga_n that fits is %u", n_ctx_seq, ga_n_max, ga_w, config.n_ctx_reach, n_ctx_train, ga_n_min);
@@ -130,12 +136,38 @@ llama_self_extend_params llama_self_extend_default_params(void) {
         /*.ga_n_max =*/ 0,
         /*.ga_w     =*/ LLAMA_SELF_EXTEND_GA_W_DEFAULT,
         /*.attn     =*/ LLAMA_SELF_EXTEND_ATTN_AUTO,
+        /*.map      =*/ LLAMA_SELF_EXTEND_MAP_SELF_EXTEND,
     };
 }
 
+static bool check_group(const char * name, uint32_t ga_n, llama_self_extend_map_type map) {
+    const char * fault = llama_self_extend_map { ga_n, 0, map }.find_fault();
+
+    if (fault) {
+        set_error("%s is %u, it must be %s", name, ga_n, fault);
+    }
+    return !fault;
+}
+
 bool llama_self_extend_set_next(llama_self_extend_params params) {
-    if (params.ga_n < 1) {
-        set_error("ga_n is %u, it must be at least 1", params.ga_n);
+    if (params.map < LLAMA_SELF_EXTEND_MAP_SELF_EXTEND || params.map > LLAMA_SELF_EXTEND_MAP_MRROPE) {
+        set_error("map is %d, it must be one of the values of llama_self_extend_map_type", (int) params.map);
+        return false;
+    }
+    if (std::max(params.ga_n, params.ga_n_max) > 1) { // 1 is the plain model, whatever the map
+        if (!check_group("ga_n", params.ga_n, params.map) || (params.ga_n_max && !check_group("ga_n_max", params.ga_n_max, params.map))) {
+            return false;
+        }
+    } else if (params.ga_n < 1) {
+        set_error("ga_n is 0, it must be at least 1");
+        return false;
+    }
+    if (params.map == LLAMA_SELF_EXTEND_MAP_MRROPE && params.ga_w != 0 && params.ga_w != LLAMA_SELF_EXTEND_GA_W_DEFAULT) {
+        set_error("ga_w is %u, it must be 0 with this map, which has no near keys", params.ga_w);
+        return false;
+    }
+    if (params.map == LLAMA_SELF_EXTEND_MAP_MRROPE && params.ga_n_max > params.ga_n) {
+        set_error("ga_n_max is %u, it must be 0 with this map, whose group size cannot change", params.ga_n_max);
         return false;
     }
     if (params.ga_n_max != 0 && params.ga_n_max < params.ga_n) {

@@ -21,7 +21,35 @@ static ggml_tensor * dup_node(ggml_context * ctx, const ggml_tensor * cur, ggml_
     return res;
 }
 
-ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_frames) {
+// places in the op_params of GGML_OP_ROPE
+enum {
+    ROPE_N_DIMS      = 1,
+    ROPE_FREQ_BASE   = 5,
+    ROPE_FREQ_SCALE  = 6,
+    ROPE_EXT_FACTOR  = 7,
+    ROPE_ATTN_FACTOR = 8,
+};
+
+static float get_f32(const int32_t * op_params, int i) {
+    float res;
+    memcpy(&res, op_params + i, sizeof(res));
+    return res;
+}
+
+static void set_f32(int32_t * op_params, int i, float value) {
+    memcpy(op_params + i, &value, sizeof(value));
+}
+
+int64_t llama_self_extend_rope_n_rot(const int32_t * op_params) {
+    return op_params[ROPE_N_DIMS];
+}
+
+float llama_self_extend_rope_freq_base(const int32_t * op_params) {
+    return get_f32(op_params, ROPE_FREQ_BASE);
+}
+
+ggml_tensor * llama_self_extend_rope_at(
+        ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, llama_self_extend_freqs & freqs, int64_t n_frames) {
     if (cur->view_src) {
         return nullptr; // computed in place: the input is gone
     }
@@ -42,6 +70,8 @@ ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, g
 
                 ggml_tensor * res = dup_node(ctx, cur, src0);
                 res->src[1] = pos;
+                res->src[2] = freqs.build(ctx, res->op_params, res->src[2]);
+                set_f32(res->op_params, ROPE_ATTN_FACTOR, get_f32(res->op_params, ROPE_ATTN_FACTOR)*freqs.get_magnitude());
                 return res;
             }
         // what models do to Q and K after RoPE
@@ -50,25 +80,12 @@ ggml_tensor * llama_self_extend_rope_at(ggml_context * ctx, ggml_tensor * cur, g
         case GGML_OP_NORM:
         case GGML_OP_RMS_NORM:
             {
-                ggml_tensor * src0 = llama_self_extend_rope_at(ctx, cur->src[0], pos, n_frames);
+                ggml_tensor * src0 = llama_self_extend_rope_at(ctx, cur->src[0], pos, freqs, n_frames);
                 return src0 ? dup_node(ctx, cur, src0) : nullptr;
             }
         default:
             return nullptr;
     }
-}
-
-// places in the op_params of GGML_OP_ROPE
-enum {
-    ROPE_FREQ_SCALE  = 6,
-    ROPE_EXT_FACTOR  = 7,
-    ROPE_ATTN_FACTOR = 8,
-};
-
-static float get_f32(const int32_t * op_params, int i) {
-    float res;
-    memcpy(&res, op_params + i, sizeof(res));
-    return res;
 }
 
 bool llama_self_extend_rope_none(const ggml_tensor * cur) {
@@ -123,13 +140,13 @@ bool llama_self_extend_rope_find(const ggml_tensor * cur, llama_self_extend_rope
     rope.magnitude = get_f32(rope.op_params, ROPE_ATTN_FACTOR)*yarn;
 
     // the key that is turned further has the magnitude already
-    const float attn_factor = 1.0f/yarn;
-    memcpy(rope.op_params + ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
+    set_f32(rope.op_params, ROPE_ATTN_FACTOR, 1.0f/yarn);
 
     return true;
 }
 
-ggml_tensor * llama_self_extend_rope_turn(ggml_context * ctx, ggml_tensor * k, ggml_tensor * delta, const llama_self_extend_rope & rope) {
+ggml_tensor * llama_self_extend_rope_turn(
+        ggml_context * ctx, ggml_tensor * k, ggml_tensor * delta, llama_self_extend_freqs & freqs, const llama_self_extend_rope & rope) {
     GGML_ASSERT(k->type == GGML_TYPE_F32 && ggml_is_contiguous(k));
 
     if (rope.none) {
@@ -141,7 +158,7 @@ ggml_tensor * llama_self_extend_rope_turn(ggml_context * ctx, ggml_tensor * k, g
     res->op     = GGML_OP_ROPE;
     res->src[0] = k;
     res->src[1] = delta;
-    res->src[2] = rope.factors;
+    res->src[2] = freqs.build(ctx, rope.op_params, rope.factors);
     std::copy(std::begin(rope.op_params), std::end(rope.op_params), res->op_params);
 
     return res;

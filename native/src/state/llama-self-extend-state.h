@@ -36,7 +36,7 @@ private:
 // The header of a state, which group sizes follow. Parts: far, the layers with a window of their own, near.
 struct llama_self_extend_state {
     static constexpr uint32_t MAGIC   = 0x45584553; // "SEXE"
-    static constexpr uint32_t VERSION = 3;
+    static constexpr uint32_t VERSION = 4;
     static constexpr int      N_PARTS = 3;
 
     uint32_t magic   = MAGIC;
@@ -60,7 +60,7 @@ struct llama_self_extend_state {
     uint32_t n_groups = 0;
     uint32_t ga_n_max; // of the context
 
-    uint32_t unused = 0;
+    uint32_t map; // llama_self_extend_map_type
 
     uint64_t n_bytes[N_PARTS] = {}; // 0: not in the stream, or kept on the device
     uint64_t hash             = 0;  // of all before this, and of the group sizes

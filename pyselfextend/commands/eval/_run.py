@@ -46,10 +46,11 @@ class SettingType(click.ParamType["Setting"]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[click.shell_completion.CompletionItem]:
-        """The kinds that name themselves."""
-        from ...eval.settings import KINDS
+        """The kinds that name themselves, and the maps."""
+        from ...eval.settings import FOLLOWING, KINDS
 
-        return [click.shell_completion.CompletionItem(kind) for kind in KINDS if kind.startswith(incomplete)]
+        names = (*KINDS, *FOLLOWING)
+        return [click.shell_completion.CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 class CacheType(click.ParamType[tuple[str, str]]):
@@ -92,7 +93,8 @@ def eval_command(*examples: str) -> Callable[[_Function], click.Command]:
         option(
             "--setting", "settings", type=CommaSeparated(SettingType()), metavar="S,...", section="What is compared",
             help="plain; auto, a group that follows the length, also with a neighbour window (auto:1024); G:W, a group "
-            "size and a neighbour window; yarn, linear or ntk, also with a factor (yarn:4).  "
+            "size and a neighbour window (4: has the model's); another map of positions, jet-long, rerope, leaky or "
+            "lampe, also with a window or a pair; yarn, linear, ntk or mrrope, also with a factor (yarn:4).  "
             "[default: plain and auto, or plain and 2:W where all prompts fit into the trained window]",
         ),
         option(

@@ -13,6 +13,7 @@ from ...errors import EvalError
 from ...groups import default_ga_w
 from ..cases import Axis
 from ..results import Result
+from ...maps import MAPS, SELF_EXTEND
 from ..settings import KINDS, Setting
 
 __all__ = [
@@ -149,31 +150,38 @@ def axis_order(value: Axis) -> tuple[Hashable, ...]:
 
 def pair_of(setting: str) -> tuple[int, int] | None:
     """Group size and neighbour window of a setting ``G:W``, None of another."""
-    parsed = _parse(setting)
-    return (parsed.ga_n, parsed.ga_w or 0) if parsed is not None and parsed.kind == "pair" else None
+    return None if (parsed := _of_kind(setting, "pair")) is None else (parsed.ga_n, parsed.ga_w or 0)
 
 
 def auto_window(setting: str, subject: Subject) -> int | None:
     """The neighbour window of a setting ``auto`` for a model, None of another."""
-    parsed = _parse(setting)
-    if parsed is None or parsed.kind != "auto":
+    if (parsed := _of_kind(setting, "auto")) is None:
         return None
     return default_ga_w(subject.n_ctx_train) if parsed.ga_w is None else parsed.ga_w
 
 
+def _of_kind(setting: str, kind: str) -> Setting | None:
+    """What a setting of this kind with SelfExtend's own map says."""
+    return _parse(setting) if kind_of(setting) == kind else None
+
+
 def kind_of(setting: str) -> str:
-    """``plain``, ``auto``, ``pair``, ``yarn``, ``linear``, ``ntk``, or nothing for what this version does not know."""
+    """``plain``, ``auto``, ``pair``, the name of another map, ``yarn``, ``linear``, ``ntk``, or nothing for what this
+    version does not know.
+    """
     parsed = _parse(setting)
-    return "" if parsed is None else parsed.kind
+    if parsed is None:
+        return ""
+    return parsed.kind if parsed.ga_map == SELF_EXTEND.name else parsed.ga_map
 
 
 def setting_order(setting: str) -> tuple[Hashable, ...]:
     """Plain first, then auto, then pairs by size, then the others."""
-    order = ("plain", "auto", "pair", *KINDS[2:])
+    order = ("plain", "auto", "pair", *MAPS, *KINDS[2:])
     parsed = _parse(setting)
     if parsed is None:
         return (len(order), 0, 0, 0.0, setting)
-    return (order.index(parsed.kind), parsed.ga_n, parsed.ga_w or 0, parsed.factor or 0.0, setting)
+    return (order.index(kind_of(setting)), parsed.ga_n, parsed.ga_w or 0, parsed.factor or 0.0, setting)
 
 
 def task_order(task: str) -> tuple[int, str]:

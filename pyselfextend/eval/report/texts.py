@@ -27,6 +27,9 @@ def arxiv(authors: str, number: str) -> Source:
     return Source(f"{authors}, arXiv {number}", f"https://arxiv.org/abs/{number}")
 
 
+SU = Source("Su, kexue.fm, archive 9708", "https://kexue.fm/archives/9708")
+
+
 @dataclass(frozen=True)
 class TaskText:
     """A task in a few sentences."""
@@ -141,6 +144,33 @@ SETTINGS = {
         "factor.",
         arxiv("Peng et al., section 3.1", "2309.00071"),
     ),
+    "mrrope": (
+        "mrrope",
+        "MrRoPE-Pro: as YaRN, with factors between neighbouring rotations that grow from the fast to the slow ones.",
+        arxiv("MrRoPE", "2601.22181"),
+    ),
+    "jet-long": (
+        "jet-long",
+        "SelfExtend without the offset: keys further away than the window are seen at q // G - k // G, so that the "
+        "nearest of them look nearer than the window is wide. The group is the smallest that reaches the text.",
+        arxiv("Jet-Long", "2607.07740"),
+    ),
+    "rerope": (
+        "rerope",
+        "ReRoPE: all keys further away than the window are seen at its edge.",
+        SU,
+    ),
+    "leaky": (
+        "leaky",
+        "Leaky ReRoPE: distances beyond the window are divided by G and not rounded.",
+        SU,
+    ),
+    "lampe": (
+        "lampe",
+        "SelfExtend with groups that are not whole numbers: the smallest that keeps the authors' rule, in 64ths of a "
+        "token.",
+        arxiv("LaMPE", "2508.02308"),
+    ),
 }
 
 
@@ -160,7 +190,7 @@ def setting_text(setting: str, subject: Subject) -> str:
             return _groups_text(subject.n_ctx_train, ga_w)
     except SettingError as error:
         return str(error)
-    if kind_of(setting) in ("yarn", "linear", "ntk") and ":" in setting:
+    if kind_of(setting) in ("yarn", "linear", "ntk", "mrrope") and ":" in setting:
         factor = float(setting.partition(":")[2])
         return f"stretches {subject.n_ctx_train:,} to {round(subject.n_ctx_train * factor):,} tokens"
     return ""
