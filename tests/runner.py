@@ -248,8 +248,8 @@ class Runner:
             self.lib.llama_self_extend_set_next.argtypes = [Params]
             self.lib.llama_self_extend_set_next.restype = ctypes.c_bool
             self.lib.llama_self_extend_last_error.restype = ctypes.c_char_p
-            params = Params(job.ga_n, job.ga_n_max, job.ga_w, ATTN[job.attn], MAPS[job.ga_map])
-            if not self.lib.llama_self_extend_set_next(params):
+            asked = Params(job.ga_n, job.ga_n_max, job.ga_w, ATTN[job.attn], MAPS[job.ga_map])
+            if not self.lib.llama_self_extend_set_next(asked):
                 raise SystemExit(self.lib.llama_self_extend_last_error().decode())
         ctx = self.llama.llama_init_from_model(self.model, params)
         if not ctx:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import product
 
 import pytest
 
 from pyselfextend import positions
 from pyselfextend.errors import NotAnIntegerError, SettingError
+from pyselfextend.maps import MAPS
 
 I64, U32 = ctypes.c_int64, ctypes.c_uint32
 
+#: Without the map, which is the last argument of all.
 SIGNATURES = {
     "pos_q": (I64, (I64, U32, U32)),
     "pos_k": (I64, (I64, U32)),
+    "pos_den": (U32, (U32,)),
     "pos_rel": (I64, (I64, I64, U32, U32)),
     "pos_rel_max": (I64, (I64, U32, U32)),
     "n_ctx_reach": (I64, (U32, U32, U32)),
@@ -26,14 +30,31 @@ SIGNATURES = {
 
 SMALL = list(product(range(1, 10), range(13)))  # every (ga_n, ga_w), also where ga_n does not divide ga_w
 
+#: The same with other maps.
+OTHERS = [
+    *((ga_map, *pair) for ga_map in ("jet-long", "rerope") for pair in product(range(1, 6), (0, 1, 3, 7, 12))),
+    *(("leaky", *pair) for pair in product((1, 2, 4, 8), (0, 1, 3, 7, 12))),
+    *(("lampe", *pair) for pair in product((64, 65, 96, 100, 127, 128, 200), (0, 1, 3, 7, 12))),
+    *(("mrrope", ga_n, 0) for ga_n in range(1, 6)),
+]
 
-def rule(q: int, k: int, ga_n: int, ga_w: int) -> int:
-    """The table of the specification."""
-    return q - k if q - k < ga_w else (q // ga_n + ga_w - ga_w // ga_n) - k // ga_n
+
+def rule(q: int, k: int, ga_n: int, ga_w: int, ga_map: str = "self-extend") -> Fraction:
+    """The table of the specification, and the formulas of other maps as their sources have them."""
+    group = Fraction(ga_n, 64) if ga_map == "lampe" else Fraction(ga_n)
+    if q - k < ga_w:
+        return Fraction(q - k)
+    if ga_map == "jet-long":
+        return Fraction(q // group - k // group)
+    if ga_map == "rerope":
+        return Fraction(q - k if group == 1 else ga_w)
+    if ga_map in ("leaky", "mrrope"):
+        return ga_w + (q - k - ga_w) / group
+    return Fraction((q // group + ga_w - ga_w // group) - k // group)
 
 
-def largest(n_tokens: int, ga_n: int, ga_w: int) -> int:
-    return max(rule(q, k, ga_n, ga_w) for q in range(n_tokens) for k in range(q + 1))
+def largest(n_tokens: int, ga_n: int, ga_w: int, ga_map: str = "self-extend") -> Fraction:
+    return max(rule(q, k, ga_n, ga_w, ga_map) for q in range(n_tokens) for k in range(q + 1))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +63,18 @@ def native() -> dict[str, Callable[..., int]]:
     from pyselfextend import _native
 
     cdll = _native.load().cdll
-    functions: dict[str, Callable[..., int]] = {}
-    for name, (restype, argtypes) in SIGNATURES.items():
+
+    def declared(name: str) -> Callable[..., int]:
+        restype, argtypes = SIGNATURES[name]
         function = getattr(cdll, f"llama_self_extend_{name}")
-        function.restype, function.argtypes = restype, argtypes
-        functions[name] = function
-    return functions
+        function.restype, function.argtypes = restype, (*argtypes, ctypes.c_int)
+
+        def call(*arguments: int, ga_map: str = "self-extend") -> int:
+            return int(function(*arguments, MAPS[ga_map].number))
+
+        return call
+
+    return {name: declared(name) for name in SIGNATURES}
 
 
 def test_the_same_functions_in_both_languages() -> None:
@@ -61,6 +88,57 @@ def test_every_pair_of_a_short_sequence(ga_n: int, ga_w: int) -> None:
             assert positions.pos_rel(q, k, ga_n, ga_w) == rule(q, k, ga_n, ga_w)
             if q - k >= ga_w:
                 assert positions.pos_q(q, ga_n, ga_w) - positions.pos_k(k, ga_n) == rule(q, k, ga_n, ga_w)
+
+
+@pytest.mark.parametrize(("ga_map", "ga_n", "ga_w"), OTHERS)
+def test_other_maps(native: dict[str, Callable[..., int]], ga_map: str, ga_n: int, ga_w: int) -> None:
+    """Every pair, the largest position and the reach, in both languages."""
+    pair, den = (ga_n, ga_w), positions.pos_den(ga_n, ga_map)
+    assert native["pos_den"](ga_n, ga_map=ga_map) == den
+    far = Fraction(0)
+    for q in range(40):
+        for k in range(q + 1):
+            expected = rule(q, k, *pair, ga_map) * den
+            assert positions.pos_rel(q, k, *pair, ga_map) == expected
+            assert native["pos_rel"](q, k, *pair, ga_map=ga_map) == expected
+            far = max(far, expected)
+            if q - k >= ga_w:
+                frames = positions.pos_q(q, *pair, ga_map), positions.pos_k(k, ga_n, ga_map)
+                assert frames[0] - frames[1] == expected
+                assert native["pos_q"](q, *pair, ga_map=ga_map) == frames[0]
+                assert native["pos_k"](k, ga_n, ga_map=ga_map) == frames[1]
+        assert positions.pos_rel_max(q + 1, *pair, ga_map) == far
+        assert native["pos_rel_max"](q + 1, *pair, ga_map=ga_map) == far
+    for n_ctx_train in range(ga_w + 1, ga_w + 5):
+        reach = positions.n_ctx_reach(n_ctx_train, *pair, ga_map)
+        assert native["n_ctx_reach"](n_ctx_train, *pair, ga_map=ga_map) == reach
+        if ga_map == "rerope" and ga_n > 1:
+            assert reach == 2**31 - 1
+            continue
+        assert largest(reach, *pair, ga_map) < n_ctx_train <= largest(reach + 1, *pair, ga_map)
+
+
+@pytest.mark.parametrize("ga_map", MAPS)
+def test_smallest_group_of_each_map(native: dict[str, Callable[..., int]], ga_map: str) -> None:
+    sizes = [size for size in range(MAPS[ga_map].unit, 40 * MAPS[ga_map].unit) if not MAPS[ga_map].fault(size)]
+    for n_ctx_train in range(1, 10):
+        for ga_w in range(n_ctx_train if MAPS[ga_map].has_window else 1):
+            reach = {size: positions.n_ctx_reach(n_ctx_train, size, ga_w, ga_map) for size in sizes}
+            for n_tokens in range(1, 30):
+                first = next(size for size, reached in reach.items() if reached >= n_tokens)
+                assert positions.ga_n_min(n_ctx_train, ga_w, n_tokens, ga_map) == first
+                assert native["ga_n_min"](n_ctx_train, ga_w, n_tokens, ga_map=ga_map) == first
+
+
+@pytest.mark.parametrize("ga_map", [name for name, each in MAPS.items() if each.follows])
+def test_groups_of_each_map_that_are_raised(native: dict[str, Callable[..., int]], ga_map: str) -> None:
+    unit = MAPS[ga_map].unit
+    sizes = [unit * 2**i for i in range(8)]
+    for n_ctx_train, ga_w, n_tokens in product((5, 12), (0, 2, 4), (1, 5, 6, 13, 30, 60)):
+        arguments = (n_ctx_train, unit, sizes[-1], ga_w, n_tokens)
+        expected = next(size for size in sizes if largest(n_tokens, size, ga_w, ga_map) < n_ctx_train)
+        assert positions.ga_n_raised(*arguments, ga_map) == expected
+        assert native["ga_n_raised"](*arguments, ga_map=ga_map) == expected
 
 
 @pytest.mark.parametrize(("ga_n", "ga_w"), SMALL)
@@ -186,6 +264,9 @@ def test_c_agrees_on_large_values(native: dict[str, Callable[..., int]]) -> None
         (lambda: positions.pos_rel_max(0, 2, 4), r"n_tokens is 0; it must be an integer of at least 1"),
         (lambda: positions.n_ctx_reach(8, 2, -1), r"ga_w is -1; it must be an integer of at least 0"),
         (lambda: positions.n_ctx_reach(8, 2, 8), r"ga_w is 8; it must be below the trained context of 8 tokens"),
+        (lambda: positions.pos_k(3, 5, "leaky"), r"ga_n is 5; it must be a power of two with the map leaky"),
+        (lambda: positions.pos_k(3, 5, "lampe"), r"ga_n is 5; it must be at least 64: .*"),
+        (lambda: positions.pos_k(3, 5, "other"), r"ga_map is 'other'; it must be one of self-extend, .*"),
         (lambda: positions.ga_n_min(0, 0, 1), r"n_ctx_train is 0; it must be an integer of at least 1"),
     ],
 )
