@@ -52,9 +52,7 @@ def rule_share(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int, ga_map: st
     return map_named(ga_map).end(n_tokens, ga_n, ga_w) / n_ctx_train
 
 
-def ga_n_by_rule(
-    n_ctx_train: int, ga_w: int, n_tokens: int, share: Fraction, ga_map: str = SELF_EXTEND.name
-) -> int:
+def ga_n_by_rule(n_ctx_train: int, ga_w: int, n_tokens: int, share: Fraction, ga_map: str = SELF_EXTEND.name) -> int:
     """The smallest group size that keeps the authors' rule with this share; 0 if the window alone takes as much."""
     return map_named(ga_map).ga_n_within(share * n_ctx_train, ga_w, n_tokens)
 

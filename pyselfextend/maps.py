@@ -89,7 +89,9 @@ class Map:
         """What a group size must be that ``ga_n`` is not; None: it is one."""
         if ga_n >= self.unit:
             return None
-        return f"at least {self.unit}: the map {self.name} counts it in parts of a token, {self.unit} is the plain model"
+        return (
+            f"at least {self.unit}: the map {self.name} counts it in parts of a token, {self.unit} is the plain model"
+        )
 
     def _above(self, numerator: Fraction, room: Fraction) -> int:
         """The smallest group size above a quotient."""

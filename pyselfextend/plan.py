@@ -212,7 +212,8 @@ def make_plan(
     n_ubatch = integer("n_ubatch", n_ubatch, 1, SETTING_MAX)
     n_gpu_layers = integer("n_gpu_layers", n_gpu_layers, -1, SETTING_MAX)
     by = map_named(ga_map)
-    config = SelfExtendConfig("auto" if ga_n is None and by.follows else ga_n or by.unit, ga_w, ga_map)
+    asked_for: int | Literal["auto"] = by.unit if ga_n is None and not by.follows else "auto" if ga_n is None else ga_n
+    config = SelfExtendConfig(asked_for, ga_w, ga_map)
     types = _types(type_k, type_v)
     model = model_info(path)
     n_ctx_train = model.n_ctx_train
@@ -282,8 +283,9 @@ def _pair(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int, ga_map: str) ->
 
 
 def _auto(n_ctx_train: int, ga_w: int, n_tokens: int, ga_map: str) -> Iterator[AutoGroup]:
-    """The groups of texts of up to ``n_tokens``, as ``ga_n_auto`` chooses them. With other maps than SelfExtend's, whose
-    groups may be many, of the plain model and of ``n_tokens``.
+    """The groups of texts of up to ``n_tokens``, as ``ga_n_auto`` chooses them.
+
+    With other maps than SelfExtend's, whose groups may be many, those of the plain model and of ``n_tokens``.
     """
     if ga_map != SELF_EXTEND.name:
         yield AutoGroup(map_named(ga_map).unit, n_ctx_train)
@@ -298,9 +300,7 @@ def _auto(n_ctx_train: int, ga_w: int, n_tokens: int, ga_map: str) -> Iterator[A
         length = longest + 1
 
 
-def _pairs(
-    n_ctx_train: int, ga_w: int | None, n_tokens: int, ga_map: str, recommended: Pair
-) -> tuple[Pair, ...]:
+def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int, ga_map: str, recommended: Pair) -> tuple[Pair, ...]:
     """For each window: the smallest group size that reaches, and the smallest ones that keep the rule."""
     by = map_named(ga_map)
     is_open = ga_w is None and by.has_window

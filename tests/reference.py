@@ -6,8 +6,9 @@ sees a key at position k <= q at the relative position
     q - k                                     if q - k <  ga_w   (near)
     (q // ga_n + ga_w - ga_w // ga_n) - k // ga_n   otherwise    (far)
 
-with one softmax over both; other maps show far keys at other positions. Written to be read, and to share nothing with the engine: no cache, no batches, angles in
-float64. What the architectures compute around the attention follows llama.cpp's graphs.
+with one softmax over both; other maps show far keys at other positions. Written to be read, and to share nothing with
+the engine: no cache, no batches, angles in float64. What the architectures compute around the attention follows
+llama.cpp's graphs.
 
     logits = Reference("model.gguf").logits(tokens, ga_n=4, ga_w=64)    # [n_tokens, n_vocab]
 """
@@ -125,7 +126,7 @@ class Reference(Model):
         return ga_n / 64 if self.ga_map == "lampe" else ga_n
 
     def _far_layer(self, layer: Layer, ga_n: int) -> Layer:
-        """The layer with the frequencies of MrRoPE-Pro (arXiv 2601.22181; the authors' yarn_radix3), if that is the map.
+        """The layer with the frequencies of MrRoPE-Pro (arXiv 2601.22181, and its authors' code), if that is the map.
 
         Pairs that turn more than 32 times over the trained context keep their frequency, those that turn less than once
         have it divided by ga_n, and in between the exponents of ga_n are triangular numbers.

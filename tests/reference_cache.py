@@ -18,9 +18,7 @@ from reference_archs import Layer
 class CachedReference(Reference):
     """One sequence of a model with SelfExtend; ga_n = 1 is the plain model."""
 
-    def __init__(
-        self, path: str | Path, ga_n: int, ga_w: int, n_ctx: int = 1024, ga_map: str = "self-extend"
-    ) -> None:
+    def __init__(self, path: str | Path, ga_n: int, ga_w: int, n_ctx: int = 1024, ga_map: str = "self-extend") -> None:
         super().__init__(path)
         self.ga_map = ga_map
         self.ga_n, self.ga_w, self.n_ctx = ga_n, ga_w, n_ctx

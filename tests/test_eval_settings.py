@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from pyselfextend.eval.settings import Rope, Setting
 
 ROPE = Rope(8192, 100000.0, 64)
 
+SETTINGS = [
+    "plain", "auto", "auto:1024", "auto:0", "4:1024", "4:", "2:0", "yarn", "ntk:2.5", "mrrope", "mrrope:4", "jet-long",
+    "jet-long:2048", "jet-long:4:1024", "rerope:2:", "leaky", "lampe:96:1024",
+]  # fmt: skip
 
-@pytest.mark.parametrize("text", ["plain", "auto", "auto:1024", "auto:0", "4:1024", "2:0", "yarn", "ntk:2.5"])
+
+@pytest.mark.parametrize("text", SETTINGS)
 def test_a_setting_reads_as_it_is_written(text: str) -> None:
     assert str(Setting.parse(text)) == text
     assert Setting.parse(str(Setting.parse(text))) == Setting.parse(text)
@@ -31,8 +37,14 @@ def test_a_setting_reads_as_it_is_written(text: str) -> None:
         "Plain",
         "plain:2",
         "4",
-        "4:",
         ":4",
+        "rerope:",
+        "rerope:x",
+        "rerope:4:1024:1",
+        "rerope:auto",
+        "auto:4:",
+        "mrrope:4:0",
+        "self-extend",
         "4:-1",
         "4:1024:1",
         "dynamic",
@@ -46,7 +58,8 @@ def test_a_setting_reads_as_it_is_written(text: str) -> None:
     ],
 )
 def test_what_is_no_setting(text: str) -> None:
-    with pytest.raises(SettingError, match=r"the setting is .*; it must be plain, auto, .* G:W .*yarn, linear or ntk"):
+    allowed = r"it must be plain, auto, .* G:W .*jet-long.*yarn|its factor must be a whole number"
+    with pytest.raises(SettingError, match=rf"the setting is .*; ({allowed})"):
         Setting.parse(text)
 
 
@@ -104,6 +117,9 @@ def test_which_group_reads_a_text() -> None:
 
 def test_how_far_settings_reach() -> None:
     assert Setting.parse("4:1024").n_ctx_max(ROPE) == (8192 - 1024) * 4 + 1024
+    assert Setting.parse("jet-long:4:1024").n_ctx_max(ROPE) == 4 * 8192
+    assert Setting.parse("mrrope:3").n_ctx_max(ROPE) == 3 * 8192
+    assert Setting.parse("jet-long").n_ctx_max(ROPE) is None
     for text in ("plain", "auto", "yarn:4"):
         assert Setting.parse(text).n_ctx_max(ROPE) is None
         assert Setting.parse(text).n_ctx_max(Rope(8192, 0.0, 0, is_learned=True)) == 8192
@@ -116,8 +132,35 @@ def test_what_is_not_selfextend_says_so(text: str) -> None:
 
 
 def test_arguments_of_selfextend() -> None:
-    assert Setting.parse("4:64").arguments(ROPE) == {"ga_n": 4, "ga_w": 64}
-    assert Setting.parse("auto").resolve(ROPE, 9000).arguments(ROPE) == {"ga_n": "auto", "ga_w": 1024}
+    for text, expected in [
+        ("4:64", {"ga_n": 4, "ga_w": 64, "ga_map": "self-extend"}),
+        ("4:", {"ga_n": 4, "ga_w": 1024, "ga_map": "self-extend"}),
+        ("auto", {"ga_n": "auto", "ga_w": 1024, "ga_map": "self-extend"}),
+        ("jet-long", {"ga_n": "auto", "ga_w": 1024, "ga_map": "jet-long"}),
+        ("rerope:2:512", {"ga_n": 2, "ga_w": 512, "ga_map": "rerope"}),
+        ("mrrope", {"ga_n": 2, "ga_map": "mrrope"}),
+    ]:
+        assert Setting.parse(text).resolve(ROPE, 9000).arguments(ROPE) == expected
+
+
+def test_groups_of_other_maps() -> None:
+    """As their sources have it: Jet-Long the smallest that reaches, LaMPE's ratio to two thirds of the window here."""
+    for text, groups in [
+        ("jet-long", {8192: 1, 8193: 2, 16384: 2, 16385: 3, 32768: 4}),
+        ("rerope", {8192: 1, 8193: 2, 60000: 2}),
+        ("leaky", {8192: 1, 9000: 2, 12000: 4, 20000: 8}),
+        ("lampe", {8192: 64, 9000: 115, 16384: 222}),
+    ]:
+        setting = Setting.parse(text).resolve(ROPE, 32768)
+        assert {n: setting.group(ROPE, n) for n in groups} == groups, text
+    group = Fraction(222, 64)
+    assert 1024 + (16384 - 1024) / group < Fraction(2, 3) * 8192 <= 1024 + (16384 - 1024) / Fraction(221, 64)
+
+
+@pytest.mark.parametrize("text", ["leaky:3:64", "lampe:32:64"])
+def test_groups_that_a_map_does_not_have(text: str) -> None:
+    with pytest.raises(SettingError, match="ga_n is [0-9]+; it must be (a power of two|at least 64)"):
+        Setting.parse(text)
 
 
 def test_what_a_file_says(tiny_models: dict[str, Path], tmp_path: Path) -> None:
@@ -157,15 +200,21 @@ def published(setting: str, path: Path, freq_base: float, n_rot: int) -> Referen
 
 
 @pytest.mark.parametrize("name", ROPES)
-@pytest.mark.parametrize("setting", ["plain", "4:64", "3:100", "yarn:2", "linear:2", "ntk:2"])
+@pytest.mark.parametrize(
+    "setting",
+    ["plain", "4:64", "3:100", "yarn:2", "linear:2", "ntk:2", "mrrope:2", "jet-long:2:64", "lampe:96:64", "leaky:64"],
+)
 def test_the_engine_computes_what_is_published(
     tiny_models: dict[str, Path], yardstick: Distance, name: str, setting: str
 ) -> None:
     path = tiny_models[name]
     tokens = tuple(map(int, some_tokens(700)))
     parsed = Setting.parse(setting)
-    if parsed.kind in ("plain", "pair"):
-        exact = Reference(path).logits(tokens, parsed.ga_n, parsed.ga_w or 0)
+    if parsed.kind in ("plain", "pair", "auto", "mrrope"):
+        reference = Reference(path)
+        reference.ga_map = "mrrope" if parsed.kind == "mrrope" else parsed.ga_map
+        ga_n = int(parsed.factor) if parsed.factor else parsed.group(Rope.of(path), len(tokens))
+        exact = reference.logits(tokens, ga_n, parsed.ga_w or 0)
     else:
         exact = published(setting, path, *ROPES[name]).logits(tokens)
     expected = log_softmax(exact)[np.arange(99, 699), tokens[100:]]

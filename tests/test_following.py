@@ -105,7 +105,7 @@ def test_a_window_that_does_not_fit_is_an_error(open_auto: Open) -> None:
 def test_pickled_as_it_was_asked_for(open_auto: Open) -> None:
     for options in ({}, {"ga_n": "auto", "ga_w": 20}, {"ga_n": 1}):
         with pickle.loads(pickle.dumps(open_auto(**options))) as again:
-            assert again._asked == {"ga_n": None, "ga_w": None, **options}
+            assert again._asked == {"ga_n": None, "ga_w": None, "ga_map": "self-extend", **options}
 
 
 #

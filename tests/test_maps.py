@@ -86,9 +86,7 @@ def test_every_position(tiny_models: dict[str, Path], stock_lib: Path, engine_li
 
 
 @pytest.mark.parametrize("ga_map", PAIRS)
-def test_another_map_is_far_away(
-    tiny_model: Path, engine_lib: Path, yardstick: Distance, ga_map: str
-) -> None:
+def test_another_map_is_far_away(tiny_model: Path, engine_lib: Path, yardstick: Distance, ga_map: str) -> None:
     """What would pass unseen if the bounds were loose."""
     tokens = some_tokens(N_TOKENS)
     ga_n, ga_w = PAIRS[ga_map][0]
@@ -240,9 +238,7 @@ def test_groups_that_are_refused(tmp_path: Path) -> None:
     with _opened("llama", tmp_path) as (_, model):
         with Context(model, 4, 0, ga_map="mrrope", n_ctx=256) as ctx:
             assert not ctx.set_group(0, 2)
-            assert ctx.library.last_error() == (
-                "ga_n is 2, but with this map it stays as the context was created: 4"
-            )
+            assert ctx.library.last_error() == ("ga_n is 2, but with this map it stays as the context was created: 4")
             assert ctx.set_group(0, 4)
         with Context(model, 2, GA_W, ga_map="leaky", n_ctx=100) as ctx:
             assert not ctx.set_group(0, 6)

@@ -11,7 +11,7 @@ SRC = Path(__file__).resolve().parent.parent / "native" / "src"
 ROOMS: dict[str, set[str]] = {
     "positions": set(),
     "params": {"positions"},
-    "rope": set(),
+    "rope": {"positions"},
     "grammar": set(),
     "state": {"params"},
     "attention": set(),

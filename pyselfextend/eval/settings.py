@@ -101,13 +101,14 @@ class Setting:
             SettingError: it names none.
         """
         name, colon, rest = text.partition(":")
-        ga_map, rest = (name, rest or "auto") if name in FOLLOWING else (SELF_EXTEND.name, text)
+        is_map = name in FOLLOWING
+        ga_map, rest = (name, rest) if is_map else (SELF_EXTEND.name, text)
         if pair := re.fullmatch(r"(\d+):(\d*)", rest):
             ga_n = integer("ga_n", int(pair[1]), 2, SETTING_MAX)
             return cls("pair", ga_n, _window(pair[2]), ga_map=SelfExtendConfig(ga_n, ga_map=ga_map).ga_map)
-        if auto := re.fullmatch(r"(?:auto:)?(\d+)", rest) if ga_map == name else re.fullmatch(r"auto:(\d+)", rest):
+        if auto := re.fullmatch(r"(\d+)" if is_map else r"auto:(\d+)", rest):
             return cls("auto", ga_w=_window(auto[1]), ga_map=ga_map)
-        if ga_map == name and not colon:
+        if is_map and not colon:
             return cls("auto", ga_map=ga_map)
         kind, colon, rest = text.partition(":")
         if kind not in KINDS or (colon and kind in ("plain", "auto")):

@@ -53,13 +53,17 @@ IGNORED = ("mul_mat_q", "rpc_servers")
 DEFAULT = {"ga_n": None, "ga_w": None, "ga_map": SELF_EXTEND.name}
 
 _UPSTREAM = inspect.signature(llama_cpp.Llama.__init__).parameters
-_NAMES = [*(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD), "ga_n", "ga_w", "ga_map"]
+_NAMES = [
+    *(name for name, each in _UPSTREAM.items() if each.kind is not inspect.Parameter.VAR_KEYWORD),
+    *DEFAULT,
+]
 
 
 class Llama(Generating, Closing):
     """A GGUF model that reads beyond its trained context, by SelfExtend (arXiv 2401.01325).
 
-    A ``llama_cpp.Llama`` with three more arguments; every other argument, method, chat format and return type is its own.
+    A ``llama_cpp.Llama`` with three more arguments; all other arguments, methods, chat formats and return types are its
+    own.
 
     >>> from pyselfextend import Llama
     >>> with Llama("model.gguf", n_ctx=65536) as llm:  # trained on 8192

@@ -11,9 +11,9 @@ from typing import Any
 
 from ...errors import EvalError
 from ...groups import default_ga_w
+from ...maps import MAPS, SELF_EXTEND
 from ..cases import Axis
 from ..results import Result
-from ...maps import MAPS, SELF_EXTEND
 from ..settings import KINDS, Setting
 
 __all__ = [
