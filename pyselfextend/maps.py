@@ -44,7 +44,7 @@ class Map:
     """Whether the group of a sequence can change."""
 
     fills = False
-    """Whether a group that follows the length is the smallest that reaches, and not one that keeps the authors' rule."""
+    """Whether a group that follows the length is the smallest that reaches, not one that keeps the authors' rule."""
 
     def pos_q(self, pos: int, ga_n: int, ga_w: int) -> int:
         """Where a query is rotated to look at far keys, in units of ``1 / pos_den``."""
@@ -72,8 +72,8 @@ class Map:
 
     def ga_n_min(self, n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
         """The smallest group size whose reach is at least ``n_tokens``; 0 if none up to ``GA_N_MAX`` has it."""
-        # The reach is below n_far * ga_n / unit + ga_w + 1, so no ga_n below the first one here can do. From there on go
-        # by runs of ga_n with the same ga_w // ga_n: the reach grows inside a run, and there are at most
+        # The reach is below n_far * ga_n / unit + ga_w + 1, so no ga_n below the first one here can do. From there on
+        # go by runs of ga_n with the same ga_w // ga_n: the reach grows inside a run, and there are at most
         # 2 * sqrt(ga_w * unit).
         n_far, unit = n_ctx_train - ga_w, self.unit
         ga_n = max(unit, (n_tokens - 1 - ga_w) * unit // n_far + 1)
