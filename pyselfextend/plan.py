@@ -145,7 +145,7 @@ class Plan:
 
     auto: tuple[AutoGroup, ...]
     """What ``ga_n="auto"`` reads shorter texts with, and last one of ``n_tokens``, with the window of ``recommended``.
-    Empty where the model cannot be extended."""
+    Empty where the model cannot be extended, and with a map whose group does not follow the length."""
 
     pairs: tuple[Pair, ...]
     """Pairs that reach it: the recommended one, and for each window the smallest ``ga_n`` that does, and the smallest
@@ -229,9 +229,10 @@ def make_plan(
     auto: tuple[AutoGroup, ...] = ()
     pairs: tuple[Pair, ...] = ()
     if model.refused is None:
-        auto = tuple(_auto(n_ctx_train, window, n_tokens, ga_map))
+        auto = tuple(_auto(n_ctx_train, window, n_tokens, ga_map)) if by.follows else ()
         if n_tokens > n_ctx_train:
-            recommended = _pair(n_ctx_train, auto[-1].ga_n, window, n_tokens, ga_map)
+            chosen = ga_n_auto(n_ctx_train, window, n_tokens, ga_map)
+            recommended = _pair(n_ctx_train, chosen, window, n_tokens, ga_map)
             pairs = _pairs(n_ctx_train, ga_w, n_tokens, ga_map, recommended)
         if ga_n is not None and config.ga_n != AUTO:
             asked = _pair(n_ctx_train, int(config.ga_n), window, n_tokens, ga_map)
@@ -327,14 +328,14 @@ def _why(model: ModelInfo, pair: Pair | None, n_tokens: int, ga_map: str) -> str
             "any group size above 1"
         )
     if map_named(ga_map).fills:
-        return f"with the map {ga_map} ga_n={pair.ga_n} is the smallest that reaches"
+        return f"ga_n={pair.ga_n} is the smallest that reaches"
     if pair.rule is None:
         return (
             f"with ga_w={pair.ga_w} no ga_n keeps the authors' rule, and ga_n={pair.ga_n} is the smallest power of two "
             "that reaches"
         )
     if ga_map != SELF_EXTEND.name:
-        return f"with the map {ga_map} ga_n={pair.ga_n} is the smallest that keeps positions below 2/3 of the window"
+        return f"ga_n={pair.ga_n} is the smallest that keeps positions below 2/3 of the trained window"
     part = "an eighth" if pair.ga_w == n_ctx_train // 8 else f"{pair.ga_w / n_ctx_train:.0%}"
     return (
         f"ga_w={pair.ga_w} is {part} of the trained window, and ga_n={pair.ga_n} the smallest power of two that "

@@ -116,6 +116,29 @@ def test_pairs(tiny_model: Path, n_tokens: int) -> None:
     assert f"ga_w=64 is an eighth of the trained window, and ga_n={auto} the smallest power of two" in plan.why
 
 
+@pytest.mark.parametrize(
+    ("ga_map", "ga_n", "ga_w"),
+    [("jet-long", 3, 64), ("rerope", 2, 64), ("leaky", 8, 64), ("lampe", 332, 64), ("mrrope", 3, 0)],
+)
+def test_other_maps(tiny_model: Path, ga_map: str, ga_n: int, ga_w: int) -> None:
+    """1,500 tokens on a model trained on 512."""
+    plan = make_plan(tiny_model, 1500, ga_map=ga_map)
+    assert plan.recommended is not None
+    assert (plan.recommended.ga_n, plan.recommended.ga_w, plan.ga_map) == (ga_n, ga_w, ga_map)
+    assert [(each.ga_n, each.n_tokens) for each in plan.auto] == (
+        [(64 if ga_map == "lampe" else 1, 512), (ga_n, 1500)] if ga_map != "mrrope" else []
+    )
+    for pair in plan.pairs:
+        den = positions.pos_den(pair.ga_n, ga_map)
+        largest = max(Fraction(positions.pos_rel(1499, k, pair.ga_n, pair.ga_w, ga_map), den) for k in range(1500))
+        assert pair.pos_rel_max - 1 < largest <= pair.pos_rel_max
+        assert pair.share == float(largest / 512)
+        assert pair.reaches
+    asked = make_plan(tiny_model, 1500, ga_map=ga_map, ga_n=512).asked
+    assert asked is not None
+    assert asked.n_ctx_reach == positions.n_ctx_reach(512, 512, ga_w, ga_map)
+
+
 def test_the_default_window_of_a_long_trained_context(tmp_path: Path) -> None:
     """It is not a part of it like the others, and has its rows."""
     path = architectures.make_tiny().make(tmp_path / "long.gguf", "llama", 65536)

@@ -206,6 +206,15 @@ def test_what_auto_does(tiny_model: Path, words: tuple[object, ...]) -> None:
         assert done.stdout.splitlines().count(f"  {line}") == 1
 
 
+def test_another_map(tiny_model: Path) -> None:
+    text = " ".join(run(tiny_model, "--ctx", 1500, "--ga-map", "lampe").stdout.split())
+    assert "ga_map=lampe, ga_n=332, ga_w=64 is recommended: ga_n=332 is the smallest that keeps positions below" in text
+    assert "auto: ga_n=332 for 1500 tokens (plain up to 512, 332 up to 1500)" in text
+    text = " ".join(run(tiny_model, "--ctx", 1500, "--ga-map", "mrrope").stdout.split())
+    assert "ga_map=mrrope, ga_n=3, ga_w=0 is recommended: ga_n=3 is the smallest that reaches." in text
+    assert "auto:" not in text
+
+
 def test_auto_in_json(tiny_model: Path) -> None:
     found = json.loads(run(tiny_model, "--ctx", 600, "--ga-n", "auto", "--json").stdout)
     assert found["auto"] == [{"ga_n": 1, "n_tokens": 512}, {"ga_n": 2, "n_tokens": 618}]
