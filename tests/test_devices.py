@@ -278,11 +278,12 @@ def test_what_lies_where(engine_lib: Path, rpc: str, tiny_models: dict[str, Path
         "test_shift.py -k 'rounded_caches or rollback or one_sequence or are_saved'",
         "test_state.py -k 'same_logits or larger_or_smaller or rollback'",
         "test_groups.py -k 'not yarn and llama and (beyond or up_and_down or random) or states or wait'",
+        "test_maps.py -k 'mrrope_is_shifted or made_again or (up_and_down and (llama-leaky or llama-yarn-jet))'",
     ],
-    ids=["sequences", "shifts", "states", "groups"],
+    ids=["sequences", "shifts", "states", "groups", "maps"],
 )
 def test_sequences_on_a_device(engine_lib: Path, rpc: str, tests: str) -> None:
-    """Batches of several sequences, roll-backs, shifts, states and other groups: other tests, with all layers there."""
+    """Batches of several sequences, roll-backs, shifts, states, other groups and other maps: other tests, with all layers there."""
     environment = {
         "PYSELFEXTEND_DEVICE": "rpc",
         "PYSELFEXTEND_RPC": rpc,

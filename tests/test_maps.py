@@ -67,7 +67,7 @@ def test_frames_are_the_definition(tiny_models: dict[str, Path], ga_map: str, ga
 
 
 #: Kinds of RoPE: interleaved, YaRN's, that of Llama 3 with factors of its own, halves, part of a head, windows, M-RoPE.
-MODELS = ["llama", "llama-yarn", "llama-3", "qwen3", "phi2", "gemma3", "qwen2vl"]
+MODELS = ["llama", "llama-yarn", "llama-3", "qwen3", "phi2", "phi4-mini", "gemma3", "qwen2vl"]
 
 
 @pytest.mark.parametrize("name", MODELS)

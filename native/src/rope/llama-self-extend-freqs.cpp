@@ -25,7 +25,8 @@ ggml_tensor * llama_self_extend_freqs::build(ggml_context * ctx, const int32_t *
     ggml_set_input(input);
     ggml_set_name(input, "self_extend_factors");
 
-    ggml_tensor * factors = factors_model ? ggml_mul(ctx, input, factors_model) : input;
+    // models may have more factors than pairs
+    ggml_tensor * factors = factors_model ? ggml_mul(ctx, input, ggml_view_1d(ctx, factors_model, n_rot/2, 0)) : input;
 
     tables.push_back({ n_rot, freq_base, factors_model, input, factors });
 
