@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ...config import integer
 from ..cases import Axis, Case, Generate, Tokenizer, Tokens, key_of
-from ..prompt import check_fractions, with_needle
+from ..prompt import check_fractions, right_answer, with_needle
 
 __all__ = ["Passkey"]
 
@@ -80,7 +80,8 @@ class Passkey:
             prompt, place = with_needle(
                 tokenizer, "a passkey prompt", HEAD, haystack, needle, QUESTION, ANSWER, n_tokens, depth, line_start
             )
-            query = Generate(prompt, self.n_predict, (number,), "contains_all")
+            gold = right_answer(tokenizer, QUESTION, ANSWER, number)
+            query = Generate(prompt, self.n_predict, (number,), "contains_all", gold=gold)
             found.append((place, Case(self.name, key_of(axes), axes, query)))
         found.sort(key=lambda pair: pair[0])
         return (case for _, case in found)
