@@ -90,7 +90,7 @@ def lines(
                 cells = [cell for i in of_kind for cell in panels[i].cells]
                 _perplexity_axis([plots[i] for i in of_kind], cells, close_up)
         elif LOG_PROB in measures:
-            _log_prob_axis(plots[0], [cell for panel in panels for cell in panel.cells])
+            plots[0].set_ylim(_log_prob_limits([cell for panel in panels for cell in panel.cells]))
         else:
             plots[0].set_ylim(-0.04, 1.04)
             plots[0].yaxis.set_major_formatter(_ticker.PercentFormatter(1.0))
@@ -122,6 +122,8 @@ def bars(title: str, panels: Sequence[Panel], axis: str, style: dict[str, Style]
             if is_share:
                 plot.set_xlim(0, 1)
                 plot.xaxis.set_major_formatter(_ticker.PercentFormatter(1.0))
+            elif all(cell.measure == LOG_PROB for cell in everything):
+                plot.set_xlim(_log_prob_limits(everything)[0], 0)
         plots[0].set_yticks(range(len(groups)), [shortened(str(group), NAME_MAX) for group in groups])
         plots[0].set_ylim(len(groups) - 0.5, -0.5)
         handles = [_patches.Patch(facecolor=style[s].colour, label=shortened(s, NAME_MAX)) for s in settings]
@@ -197,17 +199,15 @@ def _perplexity_axis(plots: Sequence[Plot], cells: Sequence[Cell], close_up: boo
         plot.yaxis.set_major_formatter(_ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
-def _log_prob_axis(plot: Plot, cells: Sequence[Cell]) -> None:
-    """With room for the values, up to 0 at the most; intervals may end outside."""
+def _log_prob_limits(cells: Sequence[Cell]) -> tuple[float, float]:
+    """Of an axis with room for the values, up to 0 at the most; intervals may end outside."""
     found = [cell.estimate for cell in cells if cell.estimate is not None]
-    if not found:
-        return
-    low, high = min(e.value for e in found), max(e.value for e in found)
+    low, high = min((e.value for e in found), default=-1.0), max((e.value for e in found), default=0.0)
     room = 0.5 * (high - low) or 0.1
     low = max(low - room, min([low, *(e.low for e in found if e.low is not None)]))
     high = min(high + room, max([high, *(e.high for e in found if e.high is not None)]), 0.0)
     margin = 0.06 * (high - low) or 0.1
-    plot.set_ylim(low - margin, high + margin)
+    return low - margin, high + margin
 
 
 def _bar(plot: Plot, cell: Cell, y: float, height: float, colour: str) -> bool:
