@@ -1,4 +1,4 @@
-"""Goes through an evaluation: progress while it runs, results into their file, a table and the report at the end."""
+"""Goes through an evaluation: progress while it runs, results into their file, tables and the report at the end."""
 
 from __future__ import annotations
 

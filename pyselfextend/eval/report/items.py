@@ -30,6 +30,7 @@ __all__ = [
     "axes_order",
     "axis_order",
     "clean",
+    "every_measure",
     "group_order",
     "is_number",
     "kind_of",
@@ -152,6 +153,12 @@ def measured(items: Iterable[Item], measure: str) -> list[Item]:
         for item in items
         if item.result.gold_log_prob is not None or (item.error and _family(item) in found)
     ]
+
+
+def every_measure(items: Iterable[Item]) -> list[Item]:
+    """The cases once for each measure that counts them."""
+    items = list(items)
+    return [item for measure in MEASURES for item in measured(items, measure)]
 
 
 def _family(item: Item) -> tuple[str, Axis]:

@@ -36,7 +36,7 @@ from typing import Any
 from ..results import RunInfo
 from .cells import Cell, aggregate, headline, views
 from .compare import Difference, Failure, Gap, Sample, differences, failures, gaps, mixed, samples
-from .items import MEASURES, Item, Subject, measured, setting_order, subject_order
+from .items import MEASURES, Item, Subject, every_measure, setting_order, subject_order
 
 __all__ = ["FORMAT", "Summary", "summarize", "summary_json"]
 
@@ -76,7 +76,7 @@ def summarize(items: Sequence[Item], runs: Iterable[RunInfo]) -> Summary:
         runs: in any order.
     """
     tasks = tuple(dict.fromkeys(item.task for item in items))
-    every = [item for measure in MEASURES for item in measured(items, measure)]
+    every = every_measure(items)
     cells: list[Cell] = []
     for task in tasks:
         for measure in MEASURES:
