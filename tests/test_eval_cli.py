@@ -52,7 +52,7 @@ def test_a_run_its_results_and_its_report(tiny_models: dict[str, Path], tmp_path
     *tables, page, last = done.stdout.splitlines()
     assert page == f"report in {Path('eval-passkey') / 'index.html'}"
     assert last.startswith(f"results in {Path('eval-passkey') / 'results.jsonl'}, took 0:")
-    assert [line for line in tables if "Passkey" in line] == [
+    assert [line.strip() for line in tables if "Passkey" in line] == [
         f"Passkey retrieval: tiny-{name}, {cache} cache" for name in ("llama", "qwen2") for cache in ("F16", "Q8_0")
     ]
     page = (folder / "index.html").read_text(encoding="utf-8")
