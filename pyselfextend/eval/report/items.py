@@ -59,7 +59,7 @@ TASKS = ("passkey", "niah", "kv", "ruler", "ppl", "longbench", "leval", "short")
 #: Tasks that ask the same at every length, so that lengths cannot be put together. All perplexities do so as well.
 SAME_AT_EVERY_LENGTH = frozenset({"longbench", "leval", "short"})
 
-#: ``exp`` of more than this is no perplexity but an accident; nor is ``-log p`` of a token more.
+#: ``exp`` of more than this is no perplexity but an accident; so is more than this for a token of a right answer.
 MAX_NLL = 500.0
 
 #: What would disturb a page though it is no HTML: controls, marks that turn the direction of text, lone surrogates.

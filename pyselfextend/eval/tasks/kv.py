@@ -3,7 +3,7 @@
 Liu et al., "Lost in the Middle: How Language Models Use Long Contexts", arXiv 2307.03172, section 3, and their
 repository (github.com/nelson-liu/lost-in-the-middle: ``prompting.py``, ``make_kv_retrieval_data.py``,
 ``evaluate_kv_responses.py``). The prompt is theirs, without a beginning of the answer, and so is the score, whether the
-answer holds the value. Different:
+answer holds the value. The right answer, whose probability is measured as well, is the value alone. Different:
 
 - They fix the number of pairs; here the length is fixed, and the object holds as many pairs as fit. What is left, less
   than a pair and the differences of keys, is line breaks between the object and the key.

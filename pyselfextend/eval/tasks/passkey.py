@@ -2,7 +2,8 @@
 
 Mohtashami and Jaggi, "Landmark Attention", arXiv 2305.16300, section 4.2 and their ``run_test.py``: the texts are
 theirs, and so is the score, whether the answer holds the number. As there, the model goes on with the text, without a
-chat template. The SelfExtend paper (arXiv 2401.01325, section 4.2) uses the task with five digits.
+chat template. The SelfExtend paper (arXiv 2401.01325, section 4.2) uses the task with five digits. The right answer,
+whose probability is measured as well, is the number.
 """
 
 from __future__ import annotations
