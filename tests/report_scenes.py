@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from pyselfextend.eval.cases import Axis, key_of
 from pyselfextend.eval.results import Result, RunInfo
@@ -106,6 +107,24 @@ def passkey(
     for model, cache, setting, n_tokens, depth, digits, sample in everything:
         axes: dict[str, Axis] = {"n_tokens": n_tokens, "depth": depth, "digits": digits, "sample": sample}
         yield answered("passkey", axes, setting, model, cache)
+
+
+def scored(results: Iterable[Result]) -> Iterator[Result]:
+    """Answers with the log probabilities of right ones, which are the better the likelier a right answer is."""
+    for one in results:
+        if one.error:
+            yield one
+            continue
+        rng = random.Random(f"{one.key} {one.model}")
+        n_gold, case = rng.randrange(5, 11), rng.gauss(0, 0.3)
+        mean = -0.2 - 3 * (1 - skill(one.setting, int(one.axes.get("n_tokens", 6000)), one.n_ctx_train)) - abs(case)
+        mean *= math.exp(random.Random(f"{one.key} {one.setting}").gauss(0, 0.1))
+        yield replace(one, gold_log_prob=mean * n_gold, n_gold=n_gold)
+
+
+def blind(results: Iterable[Result]) -> list[Result]:
+    """The same where no greedy answer is right."""
+    return [r if r.error else replace(r, score=0.0) for r in scored(results)]
 
 
 def kv(settings: Sequence[str] = SETTINGS, models: Sequence[tuple[str, int, int]] = MODELS) -> Iterator[Result]:

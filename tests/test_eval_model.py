@@ -7,6 +7,7 @@ with a model that has forgotten all that it was asked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from reference import Reference, log_softmax
 
 from pyselfextend import EvalError, Llama, SelfExtendError
 from pyselfextend.eval.cases import Tokens
-from pyselfextend.eval.model import EvalModel
+from pyselfextend.eval.model import Answer, EvalModel
 from pyselfextend.eval.settings import Rope, Setting
 from pyselfextend.eval.sharing import N_SLICE
 
@@ -75,6 +76,15 @@ def log_probs(prompt: Tokens, continuation: Tokens, n_keep: int = 0, again: bool
     return ask
 
 
+def answer(prompt: Tokens, n_predict: int, n_keep: int = 0, gold: Tokens = ()) -> Ask:
+    def ask(model: EvalModel) -> Answer:
+        found = model.answer(prompt, n_predict, n_keep=n_keep, gold=gold)
+        assert len(found.gold) == len(gold)
+        return found
+
+    return ask
+
+
 def forget(model: EvalModel) -> None:
     """Leave nothing of what was asked: neither in the cache nor as a state."""
     model.log_probs(random_tokens(N_SLICE + 7, seed=98), (), N_SLICE)
@@ -112,9 +122,10 @@ def questions(n: int, seed: int) -> list[tuple[str, Ask]]:
         n_more, again = int(rng.choice([1, 2, 40, 127, 130, 300])), bool(rng.integers(2))
         n_keep = int(rng.integers(0, (len(prompt) - 1) // N_SLICE + 1)) * N_SLICE
         about = f"{i}: {len(prompt)} tokens, {n_more} more, {n_keep} kept"
-        if rng.random() < 0.3:
+        if rng.random() < 0.4:
             n_predict = min(n_more, 60)
-            found.append((f"{about}, answer", lambda m, p=prompt, n=n_predict, k=n_keep: m.answer(p, n, n_keep=k)))
+            gold = random_tokens(int(rng.choice([0, 1, 9, 140])), seed + 200 + i)
+            found.append((f"{about}, answer, {len(gold)} right", answer(prompt, n_predict, n_keep, gold)))
         else:
             continuation = random_tokens(n_more, seed + 100 + i)
             found.append((f"{about}, again: {again}", log_probs(prompt, continuation, n_keep, again)))
@@ -177,11 +188,11 @@ def test_an_interruption_does_not_show(tiny_model: Path, setting: str) -> None:
         def scores() -> Any:
             return log_probs(prompt, continuation, N_SLICE)(model)
 
-        def answer() -> Any:
-            return model.answer(prompt, 20)
+        def both() -> Any:
+            return answer(prompt, 20, gold=random_tokens(30, 3))(model)
 
-        expected = scores(), answer()
-        for ask, n_before in ((scores, 600), (scores, 1500), (answer, 600), (answer, 1310)):
+        expected = scores(), both()
+        for ask, n_before in ((scores, 600), (scores, 1500), (both, 600), (both, 1310), (both, 1325)):
 
             def interrupt(n_tokens: int, n_past: int, n_before: int = n_before) -> None:
                 if n_past + n_tokens >= n_before:
@@ -192,7 +203,63 @@ def test_an_interruption_does_not_show(tiny_model: Path, setting: str) -> None:
             with pytest.raises(KeyboardInterrupt):
                 ask()
             model.progress = None
-            assert (scores(), answer()) == expected
+            assert (scores(), both()) == expected
+
+
+# -- the right answer, scored beside the greedy one
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_scoring_changes_no_answer_and_reads_no_prompt_twice(
+    tiny_models: dict[str, Path], name: str, setting: str
+) -> None:
+    """Also where the neighbour window is full. What is scored is what ``log_probs`` gives for it, bit by bit."""
+    path = tiny_models[name]
+    counter = Counter()
+    compared = 0
+    with open_model(path, setting, progress=counter) as model, open_model(path, setting) as fresh:
+        for n_prompt, n_predict, n_gold in (
+            (40, 6, 12), (500, 20, 12), (570, 9, 2), (600, 1, 7), (1300, 40, 9), (1536, 9, 40), (1536, 200, 3),
+        ):  # fmt: skip
+            prompt, gold = random_tokens(n_prompt, n_prompt), random_tokens(n_gold, n_prompt + 1)
+            forget(model)
+            counter.n = 0
+            found = model.answer(prompt, n_predict, gold=gold)
+            n_decoded = min(found.n_tokens, n_predict - 1)  # of an answer that ends early all tokens have been read
+            assert counter.n == n_prompt + n_decoded + n_gold - 1
+            forget(fresh)
+            assert fresh.answer(prompt, n_predict) == replace(found, gold=())
+            if group_of(n_prompt + n_predict, setting) == group_of(n_prompt + n_gold - 1, setting):
+                forget(fresh)
+                assert tuple(fresh.log_probs(prompt, gold).values) == found.gold
+                compared += 1
+    assert compared >= 5
+
+
+def test_a_right_answer_is_scored_with_the_group_of_the_answer(tiny_model: Path) -> None:
+    """600 tokens are read with 2, with an answer of up to 30 by 4: whatever is scored."""
+    exact = {"type_k": "F32", "type_v": "F32", "flash_attn": False}
+    prompt, gold = random_tokens(600, 1), random_tokens(6, 2)
+    assert (group_of(600 + 5), group_of(600 + 30)) == (2, 4)
+    values = {}
+    for setting, n_ctx in (("auto:64", N_CTX), ("2:64", 960), ("4:64", N_CTX)):
+        with open_model(tiny_model, setting, n_ctx, **exact) as model:
+            values[setting] = np.array(model.answer(prompt, 30, gold=gold).gold)
+    assert np.array_equal(values["auto:64"], values["4:64"])
+    assert np.abs(values["auto:64"] - values["2:64"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("llama", "plain"), ("llama", "5:64"), ("hunyuan-dense", "5:64"), ("gemma3", "8:200")]
+)
+def test_a_right_answer_has_the_reference_s_probability(tiny_models: dict[str, Path], name: str, setting: str) -> None:
+    parsed = Setting.parse(setting)
+    prompt, gold = random_tokens(1100, 7), random_tokens(20, 8)
+    tokens = np.array((prompt + gold)[:-1])
+    rows = log_softmax(Reference(tiny_models[name]).logits(tokens, parsed.ga_n, parsed.ga_w or 0)[-20:])
+    with open_model(tiny_models[name], setting, type_k="F32", type_v="F32", flash_attn=False) as model:
+        found = model.answer(prompt, 30, gold=gold).gold
+    assert np.abs(np.array(found) - rows[np.arange(20), gold]).max() < BOUNDS[name]
 
 
 # -- auto is the pair of each length
@@ -344,6 +411,8 @@ def test_what_does_not_fit(tiny_model: Path) -> None:
         assert len(model.log_probs(prompt, prompt[:4]).values) == 4
         with pytest.raises(EvalError, match=f"{n + 1} tokens do not fit into the context of {n} tokens"):
             model.answer(prompt, 5)
+        with pytest.raises(EvalError, match=f"{n + 1} tokens do not fit into the context of {n} tokens"):
+            model.answer(prompt, 1, gold=prompt[:5])
         with pytest.raises(EvalError, match=f"{n + 1} tokens do not fit into the context of {n} tokens"):
             model.log_probs(prompt, prompt[:5])
         with pytest.raises(EvalError, match="the prompt is empty"):

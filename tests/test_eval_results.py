@@ -31,6 +31,8 @@ RESULT = Result(
     answer='" \n\u2028 日本 \ud83d\ude00'.encode("utf-16", "surrogatepass").decode("utf-16"),
     references=("1", "2"),
     metric="contains_all",
+    gold_log_prob=-7.5,
+    n_gold=3,
 )
 RUN = RunInfo("2026-01-01T00:00:00+00:00", "0.1.0", "abcd", "a machine", "pyselfextend eval passkey model.gguf")
 
@@ -44,6 +46,24 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_results([path]) == ([RESULT, perplexity], [RUN])
     assert len(path.read_text(encoding="utf-8").splitlines()) >= 3
     assert path.read_bytes().count(b"\n") == 3  # whatever line breaks an answer holds
+
+
+def test_a_right_answer_s_log_probability_is_a_mean() -> None:
+    assert RESULT.gold_mean == -2.5
+    assert replace(RESULT, gold_log_prob=None).gold_mean is None
+    assert replace(RESULT, n_gold=0).gold_mean is None
+
+
+def test_a_file_of_a_version_without_log_probabilities(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with ResultsFile(path) as file:
+        file.append(RESULT)
+    line = json.loads(path.read_text(encoding="utf-8"))
+    del line["gold_log_prob"], line["n_gold"]
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    assert read_results([path])[0] == [replace(RESULT, gold_log_prob=None, n_gold=0)]
+    with ResultsFile(path) as file:
+        assert file.done == {RESULT.identity}  # it is not asked again
 
 
 def test_results_of_several_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,24 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import architectures
+import gguf
 import learned_positions
 import more_models
 import numpy as np
 import pytest
 from reference import Reference, log_softmax
 
-from pyselfextend import EvalError, ModelFileError, SelfExtendError, SettingError
+from pyselfextend import EvalError, Llama, ModelFileError, SelfExtendError, SettingError
 from pyselfextend.cache_size import cache_size
 from pyselfextend.eval import run
-from pyselfextend.eval.cases import Case, Choose, Score, Task, Tokenizer
+from pyselfextend.eval.cases import Case, Choose, Generate, Score, Task, Tokenizer
 from pyselfextend.eval.model import EvalModel
-from pyselfextend.eval.results import Result
+from pyselfextend.eval.results import Result, ResultsFile, read_results
 from pyselfextend.eval.run import Column, Options, evaluate
 from pyselfextend.eval.settings import Rope, Setting
 from pyselfextend.eval.sharing import cost
+from pyselfextend.eval.tasks.kv import KeyValue
 from pyselfextend.eval.tasks.niah import Niah
 from pyselfextend.eval.tasks.passkey import Passkey
 from pyselfextend.eval.tasks.ppl import Perplexity
+from pyselfextend.eval.tasks.ruler import Ruler
 from pyselfextend.eval.tasks.short import Short
 from pyselfextend.eval.text import Text, default_text
 
@@ -142,6 +146,7 @@ def test_auto_reads_each_case_with_the_group_of_its_length(models: list[Path]) -
             assert result.nll == (expected.nll and pytest.approx(expected.nll, rel=1e-3))
         else:
             assert (result.answer, result.score, result.nll) == (expected.answer, expected.score, expected.nll)
+            assert result.gold_log_prob == expected.gold_log_prob
 
 
 def test_what_groups_do_not_share_is_planned(models: list[Path]) -> None:
@@ -303,6 +308,106 @@ def test_no_model_and_no_room(tmp_path: Path, models: list[Path]) -> None:
             next(evaluate([models[0], path], [PASSKEY], settings("plain")))
     with pytest.raises(EvalError, match="tokens are too few for a passkey prompt"):
         next(evaluate(models, [replace(PASSKEY, lengths=(20,))], settings("plain")))
+
+
+# -- the right answer
+
+
+@pytest.mark.parametrize("setting", ["plain", "4:64", "auto"])
+def test_the_right_answer_s_log_probability_is_llama_s(models: list[Path], setting: str) -> None:
+    """The same tokens through ``Llama`` with the logits of all of them."""
+    path = models[0]
+    parsed = Setting.parse(setting).resolve(Rope.of(path), 1113)
+    (*results,) = evaluate([path], [PASSKEY], [parsed], [("F32", "F32")], options=Options(1, flash_attn=False))
+    with EvalModel(path, Setting("plain"), Rope.of(path), 64) as model:
+        cases = {case.key: case.query for case in PASSKEY.cases(model.tokenizer(False))}
+    exact: dict[str, Any] = {"type_k": 0, "type_v": 0, "flash_attn": False, "n_threads": 1, "verbose": False}
+    for result in results:
+        query = cases[result.key]
+        assert isinstance(query, Generate)
+        n, gold = len(query.prompt), query.gold
+        group = 4 if setting == "4:64" or (setting == "auto" and n == 1100) else 2 if setting == "auto" else 1
+        arguments = {"ga_n": group, "ga_w": 64} if group > 1 else {"ga_n": 1}
+        with Llama(path, n_ctx=n + 20, logits_all=True, **arguments, **exact) as llm:
+            llm.eval([*query.prompt, *gold])
+            rows = log_softmax(np.array(llm.scores[n - 1 : n + len(gold) - 1], dtype=np.float64))
+        expected = [float(rows[i, token]) for i, token in enumerate(gold)]
+        assert result.n_gold == len(gold)
+        assert result.gold_log_prob == pytest.approx(sum(expected), abs=2e-3)
+        assert result.gold_mean == pytest.approx(np.mean(expected), abs=1e-3)
+
+
+def test_answers_are_the_same_without_a_right_answer(models: list[Path]) -> None:
+    @dataclass(frozen=True)
+    class Blind:
+        """The same prompts, of which no right answer is known."""
+
+        name: str = "passkey"
+        chat: bool = False
+        n_ctx: int = PASSKEY.n_ctx
+
+        def cases(self, tokenizer: Tokenizer) -> Iterator[Case]:
+            for case in PASSKEY.cases(tokenizer):
+                assert isinstance(case.query, Generate)
+                yield replace(case, query=replace(case.query, gold=()))
+
+    chosen = settings("plain", "4:64", "auto")
+    scored, blind = (without_times(list(evaluate(models, [t], chosen, options=ONE))) for t in (PASSKEY, Blind()))
+    assert all(result.gold_log_prob is not None for result in scored)
+    assert [replace(result, gold_log_prob=None, n_gold=0) for result in scored] == blind
+
+
+def test_only_what_has_one_right_answer_is_scored(models: list[Path]) -> None:
+    tasks: list[Task] = [
+        replace(PASSKEY, lengths=(600,), depths=(0.0,)),
+        Niah(default_text(), lengths=(600,), depths=(0.0,)),
+        KeyValue((900,), (0.0, 1.0), 1),
+        Ruler((2500,), ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "fwe"), 1),
+        PPL,
+    ]
+    results = list(evaluate(models[:1], tasks, settings("plain"), options=ONE))
+    assert not [result.error for result in results if result.error]
+    scored = {(r.task, r.axes.get("subtask")) for r in results if r.gold_log_prob is not None}
+    assert scored == {
+        ("passkey", None), ("niah", None), ("kv", None),
+        ("ruler", "niah_single_1"), ("ruler", "niah_multikey_2"), ("ruler", "niah_multikey_3"),
+    }  # fmt: skip
+    assert all((r.n_gold > 0) == (r.gold_log_prob is not None) for r in results)
+
+
+def test_results_of_a_version_without_it_are_not_asked_again(models: list[Path], tmp_path: Path) -> None:
+    """They have no log probability; what is left has one."""
+    results = list(evaluate(models[:1], [PASSKEY], settings("plain"), options=ONE))
+    path = tmp_path / "results.jsonl"
+    with ResultsFile(path) as file:
+        for result in results[:2]:
+            file.append(result)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        del line["gold_log_prob"], line["n_gold"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with ResultsFile(path) as file:
+        for result in evaluate(models[:1], [PASSKEY], settings("plain"), options=ONE, done=file.done):
+            file.append(result)
+    found, _ = read_results([path])
+    old = [replace(result, gold_log_prob=None, n_gold=0) for result in results[:2]]
+    assert without_times(found) == without_times([*old, *results[2:]])
+
+
+def test_a_right_answer_that_is_impossible(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """A probability of 0 has no logarithm; the answer counts all the same."""
+    path = tmp_path / "no-digits.gguf"
+    path.write_bytes(tiny_models["phi2"].read_bytes())
+    with EvalModel(path, Setting("plain"), Rope.of(path), 64) as model:
+        digits = [model.tokenizer().plain(digit)[-1] for digit in "0123456789"]
+    reader = gguf.GGUFReader(path, "r+")
+    (bias,) = (tensor for tensor in reader.tensors if tensor.name == "output.bias")
+    bias.data[digits] = -np.inf
+    reader.data.flush()
+    task = replace(PASSKEY, lengths=(600,), depths=(0.0,))
+    (result,) = evaluate([path], [task], settings("plain"), options=ONE)
+    assert (result.error, result.gold_log_prob, result.n_gold, result.score) == ("", None, 0, 0.0)
+    assert result.answer and not any(digit in result.answer for digit in "0123456789")
 
 
 # -- perplexity

@@ -33,7 +33,7 @@ from pyselfextend.eval.report import write_report
 from pyselfextend.eval.report.cells import Cell, Estimate, aggregate, headline, once, perplexity, views
 from pyselfextend.eval.report.compare import differences, failures, gaps, mixed, samples
 from pyselfextend.eval.report.figures import is_grid
-from pyselfextend.eval.report.items import PERPLEXITY, Subject, clean, pair_of, prepare, setting_order
+from pyselfextend.eval.report.items import LOG_PROB, PERPLEXITY, Subject, clean, pair_of, prepare, setting_order
 from pyselfextend.eval.report.maps import heat_maps, outline, recommended, sweep_maps
 from pyselfextend.eval.report.plots import Panel, bars, lines
 from pyselfextend.eval.report.texts import TASKS, labels, setting_text, task_text
@@ -499,6 +499,11 @@ def test_the_page_explains_itself(folder: Path, everything: list[Result]) -> Non
     assert "failed all 4 cases" in page.words  # the cell of a perplexity that no window has
 
 
+def test_a_page_without_log_probabilities_does_not_speak_of_them(folder: Path) -> None:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert "log prob" not in text and "log_prob" not in (folder / "summary.json").read_text(encoding="utf-8")
+
+
 def test_the_summary_has_the_page_s_numbers(folder: Path, everything: list[Result]) -> None:
     summary = summary_of(folder)
     assert summary["settings"] == ["plain", "2:1024", "4:1024", "yarn:2.01"]
@@ -592,6 +597,13 @@ ANYTHING: dict[str, Callable[[], list[Result]]] = {
     "odd lengths": lambda: [result("new", {"n_tokens": n}, score=0.5) for n in (0, -5, "long", 4096)],
     "odd axes": odd_axes,
     "short": lambda: list(scenes.short()),
+    "one log probability": lambda: [result("kv", {"n_tokens": 4096}, score=0.0, gold_log_prob=-9.0, n_gold=3)],
+    "no log probability": lambda: [
+        result("kv", {"n_tokens": n, "place": 0.5}, score=0.0, gold_log_prob=math.nan, n_gold=3) for n in (4096, 8192)
+    ],
+    "a sweep of log probabilities": lambda: scenes.blind(
+        scenes.passkey(("2:512", "2:1024", "4:512", "4:1024"), samples=1)
+    ),
     "two measures": two_measures,
 }
 
@@ -601,7 +613,8 @@ def test_reports_of_anything(tmp_path: Path, name: str) -> None:
     results = ANYTHING[name]()
     page = report(tmp_path, results, [])
     assert "Not recorded." in page.words
-    cells = summary_of(tmp_path)["headline"]
+    # Log probabilities are of cases that are there already.
+    cells = [cell for cell in summary_of(tmp_path)["headline"] if cell["measure"] != LOG_PROB]
     # Nothing is left out of the headline but lengths that ask the same.
     n_asked = len(once(prepare(results)))
     assert sum(cell["n"] + cell["n_failed"] for cell in cells) == n_asked > 0

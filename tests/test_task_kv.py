@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,15 @@ def test_only_the_right_value_scores() -> None:
         assert metric(f' "{pairs[key].upper()}"', references, ()) == 1.0
         others = " ".join([*pairs, *(value for name, value in pairs.items() if name != key)])
         assert metric(others, references, ()) == metric(pairs[key][:-1], references, ()) == 0.0
+
+
+def test_the_right_answer_is_the_value(tokenizer: Tokenizer) -> None:
+    """Behind the line break that ends a chat template there is no space; there is one behind the colon without it."""
+    template = replace(tokenizer, after=tokenizer.plain("\n"))
+    for spelled, space in ((template, ""), (replace(characters(), before=(), after=()), " ")):
+        for case in KeyValue((1500,), (0.0, 1.0), 1).cases(spelled):
+            (value,) = query(case).references
+            assert spelled.detokenize(query(case).gold) == space + value
 
 
 def test_places_are_asked_of_one_object_that_is_read_once() -> None:

@@ -142,6 +142,15 @@ def test_the_score_is_the_share_of_the_parts() -> None:
     assert metric(wrong, references, ()) == metric(" eat a sandwich and sit in Dolores Park", references, ()) == 0.0
 
 
+def test_the_right_answer_goes_on_as_the_needle_does() -> None:
+    for case in TASK.cases(characters()):
+        prompt, gold = (characters().detokenize(tokens) for tokens in (query(case).prompt, query(case).gold))
+        (town,) = re.findall(r"The best thing to do in (\w+) is$", prompt)
+        food, park = query(case).references
+        assert gold == f" eat a {food} and sit in {park}"
+        assert f"The best thing to do in {town} is{gold} Park on a sunny day." in prompt
+
+
 def test_neighbours_share_what_stands_before_their_needles() -> None:
     task = Niah(lengths=(4096, 8192), samples=1)
     prompts = [query(case).prompt for case in task.cases(characters())]

@@ -79,6 +79,22 @@ def test_numbers_differ_and_only_the_right_one_scores() -> None:
     assert metric("", numbers[:1], ()) == 0.0
 
 
+def test_the_right_answer_goes_on_with_the_prompt() -> None:
+    for case in TASK.cases(characters()):
+        (number,) = query(case).references
+        assert characters().detokenize(query(case).gold) == f" {number}"
+
+
+def test_the_right_answer_has_the_tokens_that_it_has_in_a_text(smollm2: Path) -> None:
+    with EvalModel(smollm2, Setting("plain"), Rope.of(smollm2), 64) as model:
+        tokenizer = model.tokenizer(False)
+        for case in Passkey(lengths=(600,)).cases(tokenizer):
+            (number,) = query(case).references
+            end = tokenizer.plain(f"\nWhat is the pass key? The pass key is {number}")
+            assert (query(case).prompt + query(case).gold)[-len(end) :] == end
+            assert len(query(case).gold) == 1 + len(number)  # a space, and a token for each digit
+
+
 def test_a_length_that_is_too_short() -> None:
     with pytest.raises(
         EvalError, match=r"^100 tokens are too few for a passkey prompt; at least ([0-9]+) are needed$"

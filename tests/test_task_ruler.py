@@ -166,6 +166,13 @@ def test_who_reads_the_prompt_knows_the_answer(subtask: str, tokenizer: Tokenize
 
 
 @pytest.mark.parametrize("subtask", SUBTASKS)
+def test_a_needle_s_value_is_the_one_right_answer(subtask: str) -> None:
+    for case in cases(subtask):
+        gold = characters().detokenize(query(case).gold)
+        assert gold == (f" {query(case).references[0]}" if subtask.startswith("niah") else "")
+
+
+@pytest.mark.parametrize("subtask", SUBTASKS)
 def test_every_combination_once_at_its_exact_length(subtask: str, tokenizer: Tokenizer) -> None:
     task = Ruler(LENGTHS, (subtask,), 2)
     for spelled in (characters(), tokenizer):

@@ -41,10 +41,14 @@ class Generate:
     options: tuple[str, ...] = ()
     """What a classification chooses from; for metrics that need it."""
 
+    gold: Tokens = ()
+    """The one right answer, as the model would go on with the prompt (``prompt.right_answer``): its probability is
+    measured as well. Empty where there is not one alone."""
+
     @property
     def n_ctx(self) -> int:
         """The context that this needs, in tokens."""
-        return len(self.prompt) + self.n_predict
+        return len(self.prompt) + max(self.n_predict, len(self.gold))
 
     @property
     def tokens(self) -> tuple[Tokens, ...]:
@@ -119,7 +123,7 @@ class Case:
         for tokens in self.query.tokens:
             digest.update(array("q", (len(tokens), *tokens)).tobytes())
         query = self.query
-        if isinstance(query, Generate):
+        if isinstance(query, Generate):  # without gold, which the rest implies: older files of results are gone on with
             rest: object = (query.n_predict, query.references, query.metric, query.options, query.stop)
         else:
             rest = query.n_scored if isinstance(query, Score) else (query.n_bytes, query.gold)

@@ -6,6 +6,11 @@ forgotten a key: later, which cells the window fills depends on those that it ha
 been rounded once more. Then beginnings are kept as saved states; but not of models that have sliding windows of their
 own as well, since states leave out what those windows have passed, and cells lie elsewhere after loading.
 
+Where a prompt is answered and its right answer scored, the answer comes first, as if nothing was scored; then the cache
+is cut back to the prompt, which is neither read again nor saved. An answer of up to ``N_SLICE`` tokens makes no window
+forget a key that stands in it at the end of the prompt: the near part has as many cells more. What a cache that was cut
+so held is not cut for another prompt.
+
 Under ``auto`` the group is chosen for a whole text before its first token is read, and what has been read with another
 one is not reused.
 """
@@ -59,6 +64,8 @@ class Answer:
 
     text: str
     n_tokens: int
+    gold: tuple[float, ...] = ()
+    """Natural logarithms of the probabilities of the right answer's tokens, if one was given to score."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,7 @@ class EvalModel(Closing):
         self.progress = progress
         self._setting, self._rope = setting, rope
         self._tokens: list[int] = []  # what the cache holds
+        self._n_most = 0  # how many tokens it has held since it was empty
         self._group = 0  # that they were read with
         self._n_last = 0
         self._last: NDArray[np.float32] | None = None  # the logits behind the first _n_last tokens of the cache
@@ -215,21 +223,37 @@ class EvalModel(Closing):
             before, after = (tuple(tokenize(text, True)) for text in chat_frame(self._llm))
         return Tokenizer(tokenize, detokenize, before, after, bos, self._llm._model.n_ctx_train())
 
-    def answer(self, prompt: Tokens, n_predict: int, stop: str | Sequence[str] = (), n_keep: int = 0) -> Answer:
-        """Answer a prompt greedily.
+    def answer(
+        self,
+        prompt: Tokens,
+        n_predict: int,
+        stop: str | Sequence[str] = (),
+        n_keep: int = 0,
+        gold: Tokens = (),
+    ) -> Answer:
+        """Answer a prompt greedily, and score the right answer to it.
 
         Args:
             prompt: at least one token.
             n_predict: the longest answer, in tokens.
             stop: a text at which the answer ends, or several, of which the first one counts.
             n_keep: how many tokens of the prompt's beginning to keep for the next ones, see ``sharing``.
+            gold: a continuation that is scored in place of the answer, behind the prompt as it has been read for the
+                answer: under ``auto`` with the group for ``n_predict``. It does not change the answer.
 
         Raises:
             EvalError: the prompt and the answer do not fit into the context.
         """
-        self._check(len(prompt) + n_predict)
+        self._check(len(prompt) + max(n_predict, len(gold)))
         stops = [word for word in ([stop] if isinstance(stop, str) else stop) if word]
-        logits = self._read(prompt, n_keep, n_read(len(prompt), n_predict))
+        first = self._read(prompt, n_keep, n_read(len(prompt), n_predict))
+        text, n_tokens = self._greedy(first, n_predict, stops)
+        if len(gold) > 1 and not self._go_back(len(prompt)):
+            first = self._read(prompt, n_keep, n_read(len(prompt), n_predict))
+        return Answer(text, n_tokens, tuple(self._score(first, gold).values.tolist()))
+
+    def _greedy(self, logits: NDArray[np.float32], n_predict: int, stops: Sequence[str]) -> tuple[str, int]:
+        """The most probable tokens behind what is in the cache: their text up to a stop, and their number."""
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a character can span tokens
         text = ""
         for n_tokens in range(n_predict):
@@ -238,12 +262,12 @@ class EvalModel(Closing):
                 break
             text += decode(self._piece(token))
             if ends := [text.index(word) for word in stops if word in text]:
-                return Answer(text[: min(ends)], n_tokens + 1)
+                return text[: min(ends)], n_tokens + 1
             if n_tokens + 1 < n_predict:
                 logits = self._decode([token], 1)[0]
         else:
             n_tokens = n_predict
-        return Answer(text + decode(b"", True), n_tokens)
+        return text + decode(b"", True), n_tokens
 
     def log_probs(self, prompt: Tokens, continuation: Tokens, n_keep: int = 0, again: bool = False) -> LogProbs:
         """Score a continuation.
@@ -262,6 +286,10 @@ class EvalModel(Closing):
         is_long = len(prompt) + len(continuation) > self._n_cut
         if again and is_long and not self._whole.is_of(prompt, self._group):
             self._whole = self._save()
+        return self._score(first, continuation)
+
+    def _score(self, first: NDArray[np.float32], continuation: Tokens) -> LogProbs:
+        """Score a continuation of what is in the cache, which ``first`` are the logits behind."""
         values, greedy = [], []
         for rows, tokens in self._rows(first, continuation):
             shifted = rows - rows.max(axis=1, keepdims=True)
@@ -355,16 +383,20 @@ class EvalModel(Closing):
         """
         if self._group != group:
             return False
-        if len(self._tokens) > max(self._n_cut, n) or self._tokens[:n] != list(prompt[:n]):
+        if self._n_most > max(self._n_cut, n) or self._tokens[:n] != list(prompt[:n]):
             return False
-        if n == 0 or not llama_cpp.llama_memory_seq_rm(self._memory, 0, n, -1):
+        return n > 0 and self._go_back(n)
+
+    def _go_back(self, n: int) -> bool:
+        """Leave the first n tokens in the cache; keys that a window has forgotten come back. False: that cannot be."""
+        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n, -1):
             return False
         del self._tokens[n:]
         return True
 
     def _clear(self) -> None:
         llama_cpp.llama_memory_clear(self._memory, False)
-        self._tokens, self._last = [], None
+        self._tokens, self._n_most, self._last = [], 0, None
 
     def _save(self) -> _State:
         """The state of what is in the cache, if there is room for it and it is one that loads exactly."""
@@ -382,6 +414,7 @@ class EvalModel(Closing):
         if llama_cpp.llama_state_seq_set_data(self._ctx, state.data, len(state.data), 0) != len(state.data):
             raise EvalError("a saved state could not be loaded")
         self._tokens, self._last, self._n_last = list(state.tokens), state.last, len(state.tokens)
+        self._n_most = len(state.tokens)
         self._group = state.group  # a state brings that of the engine
 
     def _decode(self, tokens: Sequence[int], n_logits: int) -> NDArray[np.float32]:
@@ -399,6 +432,7 @@ class EvalModel(Closing):
             self._clear()
             raise EvalError(f"llama.cpp could not evaluate {n} tokens behind {n_past}: llama_decode returned {status}")
         self._tokens.extend(tokens)
+        self._n_most = max(self._n_most, len(self._tokens))
         rows = np.empty((n_logits, self._n_vocab), dtype=np.float32)
         if n_logits:
             logits = llama_cpp.llama_get_logits(self._ctx)

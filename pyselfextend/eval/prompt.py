@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from ..errors import EvalError
 from .cases import Tokenizer, Tokens
 
-__all__ = ["check_fractions", "check_length", "filled", "n_items", "pad", "question", "with_needle"]
+__all__ = ["check_fractions", "check_length", "filled", "n_items", "pad", "question", "right_answer", "with_needle"]
 
 
 def check_fractions(what: str, values: Iterable[float]) -> None:
@@ -75,6 +75,29 @@ def with_needle(
 def question(tokenizer: Tokenizer, tail: str, answer_prefix: str = "") -> Tokens:
     """The end of a prompt: of the user's message and of the chat template's frame, and the beginning of the answer."""
     return tokenizer.plain(tail) + tokenizer.after + tokenizer.plain(answer_prefix)
+
+
+def right_answer(tokenizer: Tokenizer, tail: str, answer_prefix: str, answer: str) -> Tokens:
+    """The tokens of an answer as a model writes it behind ``question(tokenizer, tail, answer_prefix)``.
+
+    A space comes first behind a word or a mark; none behind white space, such as the line break that ends the frame of
+    many chat templates, or behind a special token.
+
+    Tokens depend on what stands before them, and a prompt's are there already. As in lm-evaluation-harness the text
+    before the answer, back to where the prompt began a new piece, is tokenized with the answer and without it, and what
+    the answer adds is scored. Where a token spans both, the answer's own tokens are.
+    """
+    text = answer_prefix or (_text_at_end(tokenizer, tokenizer.after) if tokenizer.after else tail)
+    if text and not text[-1].isspace():
+        answer = f" {answer}"
+    before, both = tokenizer.plain(text), tokenizer.plain(text + answer)
+    return both[len(before) :] if both[: len(before)] == before else tokenizer.plain(answer)
+
+
+def _text_at_end(tokenizer: Tokenizer, tokens: Tokens) -> str:
+    """The text behind the last special token, which has none."""
+    n = next((n for n, token in enumerate(reversed(tokens)) if not tokenizer.detokenize((token,))), len(tokens))
+    return tokenizer.detokenize(tokens[len(tokens) - n :])
 
 
 def n_items(what: str, n_tokens: int, n_needed: Callable[[int], int], least: int, most: int | None = None) -> int:

@@ -89,6 +89,22 @@ class Result:
     error: str = ""
     """Why the case failed; empty if it did not."""
 
+    gold_log_prob: float | None = None
+    """Natural logarithm of the probability of the right answer behind the prompt, summed over its tokens, in nats. None
+    where there is not one right answer alone, where its probability is 0, and in files of versions without this."""
+
+    n_gold: int = 0
+    """How many tokens the right answer has."""
+
+    @property
+    def gold_mean(self) -> float | None:
+        """``gold_log_prob`` for each token: the mean of ``ln p(token | prompt, tokens before)``, in nats.
+
+        A mean, so that answers with more digits compare with those with fewer, and those of several lengths can be put
+        together. Tokens are a model's own: settings of one model compare, models with other tokenizers do not.
+        """
+        return None if self.gold_log_prob is None or self.n_gold < 1 else self.gold_log_prob / self.n_gold
+
     @property
     def identity(self) -> tuple[str, ...]:
         """What makes it this result and no other: an interrupted run does not repeat it."""

@@ -263,7 +263,7 @@ def _cost(case: Case, reading: Reading) -> float:
     n_prompt = len(_prompt(case))
     found = cost(n_prompt - reading.n_shared, reading.n_shared)
     if isinstance(query, Generate):
-        return found + cost(query.n_predict, n_prompt)
+        return found + cost(query.n_predict, n_prompt) + cost(max(0, len(query.gold) - 1), n_prompt)
     if isinstance(query, Score):
         return found + cost(query.n_scored, n_prompt)
     return found + sum(cost(len(choice), n_prompt) for choice in query.choices)
@@ -308,9 +308,13 @@ def _ask(model: EvalModel, case: Case, reading: Reading) -> dict[str, Any]:
     """The fields of a result."""
     query = case.query
     if isinstance(query, Generate):
-        answer = model.answer(query.prompt, query.n_predict, query.stop, reading.n_keep).text
-        score = METRICS[query.metric](answer, query.references, query.options)
-        return {"score": score, "answer": answer, "references": query.references, "metric": query.metric}
+        answer = model.answer(query.prompt, query.n_predict, query.stop, reading.n_keep, query.gold)
+        score = METRICS[query.metric](answer.text, query.references, query.options)
+        found = {"score": score, "answer": answer.text, "references": query.references, "metric": query.metric}
+        gold = math.fsum(answer.gold)
+        if answer.gold and math.isfinite(gold):
+            found |= {"gold_log_prob": gold, "n_gold": len(answer.gold)}
+        return found
     if isinstance(query, Score):
         n = len(query.text) - query.n_scored
         nll = -float(model.log_probs(query.text[:n], query.text[n:], reading.n_keep).values.sum())

@@ -24,13 +24,16 @@ def check_report() -> None:
 
 
 def show_report(files: Sequence[Path], folder: Path, console: Console) -> None:
-    """Write the report of results into a folder, and print its table.
+    """Write the report of results into a folder, and print its tables.
 
     Raises:
         EvalError: a file is missing or something else, or holds no results.
     """
     from ...eval.report import write_report
+    from ._table import result_tables
 
     results, runs = read_results(files)
     page = write_report(results, runs, folder)
+    for table in result_tables(results):
+        console.print(table)
     console.print(f"report in {page}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Goes through an evaluation: progress while it runs, results into their file, a table and the report at the end."""
+"""Goes through an evaluation: progress while it runs, results into their file, tables and the report at the end."""
 
 from __future__ import annotations
 
@@ -99,4 +99,6 @@ def _line(result: Result) -> str:
         outcome = f"score {result.score:.2f}"
         if result.answer:
             outcome += f" {' '.join(printable(result.answer).split())[:60]!r}"
+        if result.gold_mean is not None:
+            outcome += f", right answer {result.gold_mean:.4f} nats a token"
     return f"{result.task} {result.key}: {outcome} ({result.seconds:.1f} s)"

@@ -1,7 +1,8 @@
 """The report of results: a page that holds everything, its plots as files beside it, and its numbers for programs.
 
 What the page says of numbers: accuracies are mean scores with Wilson's intervals, perplexities are over all tokens with
-an interval over windows, and cases that failed are counted and listed with their reasons.
+an interval over windows, log probabilities of right answers are means over cases with Student's t, and cases that
+failed are counted and listed with their reasons.
 """
 
 from __future__ import annotations

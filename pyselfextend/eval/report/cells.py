@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ..._extras import need
 from ..cases import Axis
 from ..intervals import accuracy
-from .items import PERPLEXITY, Axes, Item, Subject, axis_order, group_order
+from .items import LOG_PROB, PERPLEXITY, Axes, Item, Subject, axis_order, group_order
 
-__all__ = ["PLACES", "Cell", "Estimate", "aggregate", "headline", "once", "perplexity", "values", "views"]
+__all__ = ["PLACES", "Cell", "Estimate", "aggregate", "headline", "mean", "once", "perplexity", "values", "views"]
 
 #: Axes that tell samples apart; everything else can be a group of its own.
 SAMPLE_AXES = frozenset({"sample", "window", "stride", "seed", "index", "id", "where"})
@@ -40,7 +40,8 @@ class Cell:
     setting: str
     task: str
     measure: str
-    """``accuracy`` (a mean score from 0 to 1) or ``perplexity``."""
+    """``accuracy`` (a mean score from 0 to 1), ``perplexity``, or ``log_prob``: the mean over cases of the right
+    answer's log probability for each of its tokens, in nats."""
 
     axes: Axes
     """What they share, in the order that was asked for."""
@@ -127,20 +128,34 @@ def values(cells: Iterable[Cell], name: str) -> list[Axis]:
 def perplexity(nlls: Sequence[float], n_scored: Sequence[int]) -> Estimate:
     """``exp`` of the mean negative log likelihood of all tokens of some windows: each token weighs the same.
 
-    The interval is that of a ratio of sums over windows, with Student's t on ``len(nlls) - 1`` degrees of freedom: with
-    windows of one size, the usual one of a mean of window means. It is about these windows being a sample of windows.
+    The interval is that of the mean. It is about these windows being a sample of windows.
 
     Args:
         nlls: of each window, summed over its tokens, in nats.
         n_scored: how many tokens each window scores.
     """
-    n, total = len(nlls), sum(n_scored)
-    mean = math.fsum(nlls) / total
+    found = mean(nlls, n_scored)
+    low, high = (None if end is None else exp(end) for end in (found.low, found.high))
+    return Estimate(math.exp(found.value), low, high)
+
+
+def mean(sums: Sequence[float], counts: Sequence[int] | None = None) -> Estimate:
+    """A mean with Student's t on ``len(sums) - 1`` degrees of freedom.
+
+    With counts it is that of a ratio of sums; where all are the same, the usual one of a mean of means.
+
+    Args:
+        sums: of each case.
+        counts: over how many each of them is. None: over one.
+    """
+    counts = [1] * len(sums) if counts is None else counts
+    n, total = len(sums), sum(counts)
+    middle = math.fsum(sums) / total
     if n < 2:
-        return Estimate(math.exp(mean), None, None)
-    squares = math.fsum((nll - mean * tokens) ** 2 for nll, tokens in zip(nlls, n_scored, strict=True))
+        return Estimate(middle, None, None)
+    squares = math.fsum((each - middle * count) ** 2 for each, count in zip(sums, counts, strict=True))
     spread = student_t(n - 1) * math.sqrt(n / (n - 1) * squares) / total
-    return Estimate(math.exp(mean), exp(mean - spread), exp(mean + spread))
+    return Estimate(middle, middle - spread, middle + spread)
 
 
 def student_t(n_free: int) -> float:
@@ -158,9 +173,11 @@ def _cell(subject: Subject, setting: str, task: str, measure: str, axes: Axes, g
     estimate = None
     if counted and measure == PERPLEXITY:
         estimate = perplexity([r.nll or 0.0 for r in counted], [r.n_scored for r in counted])
+    elif counted and measure == LOG_PROB:
+        estimate = mean([r.gold_mean or 0.0 for r in counted])
     elif counted:
-        mean = accuracy([r.score or 0.0 for r in counted])
-        estimate = Estimate(mean.mean, mean.low, mean.high)
+        share = accuracy([r.score or 0.0 for r in counted])
+        estimate = Estimate(share.mean, share.low, share.high)
     return Cell(
         subject, setting, task, measure, axes,
         n=len(counted),

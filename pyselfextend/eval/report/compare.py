@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ..._extras import need
 from ..results import Result
-from .cells import Estimate, perplexity
-from .items import BEYOND, PERPLEXITY, PLAIN, Axes, Item, Subject, group_order, setting_order
+from .cells import Estimate, mean, perplexity
+from .items import BEYOND, LOG_PROB, PERPLEXITY, PLAIN, Axes, Item, Subject, group_order, setting_order
 
 __all__ = ["Difference", "Failure", "Gap", "Sample", "differences", "failures", "gaps", "mixed", "samples"]
 
@@ -30,7 +30,7 @@ class Difference:
 
     plain: float
     value: float
-    """Accuracy or perplexity of the two, over these cases."""
+    """Accuracy, perplexity or log probability of the two, over these cases."""
 
     n_better: int
     n_worse: int
@@ -42,7 +42,10 @@ class Difference:
 
     ratio: Estimate | None
     """Of perplexities: the setting's over plain's, with Student's t over the differences of windows. None for
-    accuracies."""
+    others."""
+
+    gain: Estimate | None = None
+    """Of log probabilities: the mean of the setting's minus plain's, with Student's t over cases. None for others."""
 
 
 @dataclass(frozen=True)
@@ -170,19 +173,23 @@ def _difference(
     task: str, measure: str, subject: Subject, setting: str, axes: Axes, pairs: list[tuple[Result, Result]]
 ) -> Difference:
     n = len(pairs)
-    ratio = None
+    ratio = gain = None
     if measure == PERPLEXITY:
         total = sum(b.n_scored for _, b in pairs)
         gains = [(a.nll or 0.0) - (b.nll or 0.0) for a, b in pairs]
         plain, value = (
             math.exp(math.fsum(r.nll or 0.0 for r in column) / total) for column in zip(*pairs, strict=True)
         )
-        ratio = perplexity([-gain for gain in gains], [b.n_scored for _, b in pairs])
+        ratio = perplexity([-each for each in gains], [b.n_scored for _, b in pairs])
+    elif measure == LOG_PROB:
+        gains = [(b.gold_mean or 0.0) - (a.gold_mean or 0.0) for a, b in pairs]
+        plain, value = (math.fsum(r.gold_mean or 0.0 for r in column) / n for column in zip(*pairs, strict=True))
+        gain = mean(gains)
     else:
         gains = [(b.score or 0.0) - (a.score or 0.0) for a, b in pairs]
         plain, value = (math.fsum(r.score or 0.0 for r in column) / n for column in zip(*pairs, strict=True))
-    n_better, n_worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    n_better, n_worse = sum(each > 0 for each in gains), sum(each < 0 for each in gains)
     p_value = 1.0
     if n_better + n_worse:
         p_value = float(need("scipy.stats", "eval").binomtest(n_better, n_better + n_worse).pvalue)
-    return Difference(subject, setting, task, measure, axes, n, plain, value, n_better, n_worse, p_value, ratio)
+    return Difference(subject, setting, task, measure, axes, n, plain, value, n_better, n_worse, p_value, ratio, gain)

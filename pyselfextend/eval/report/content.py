@@ -11,9 +11,9 @@ from typing import Any
 from ..results import RunInfo
 from .cells import PLACES, Cell, aggregate, once, views
 from .compare import Difference, Sample
-from .items import ACCURACY, BEYOND, PERPLEXITY, Axes, Item, Subject, axes_order, is_number, n_read
+from .items import BEYOND, MEASURES, Axes, Item, Subject, axes_order, is_number, measured, n_read
 from .summary import Summary
-from .texts import TaskText, setting_text, task_text
+from .texts import TaskText, quantity, setting_text, task_text
 from .words import axes_words, axis_words, count, duration, enumerated
 
 __all__ = [
@@ -158,7 +158,7 @@ def headline_table(summary: Summary) -> Table:
     columns = []
     for task, measure, where in keys:
         title = task_text(task).title
-        group = f"{title}, {measure}" if len(measures[task]) > 1 else title
+        group = f"{title}, {quantity(task, measure)}" if len(measures[task]) > 1 else title
         columns.append(Column(group, "all" if where is None else axis_words("where", where), where == BEYOND))
     return _table("", "task", keys, columns, cells, summary)
 
@@ -221,9 +221,9 @@ def _details(items: Sequence[Item]) -> list[str]:
 def _tables(task: str, summary: Summary) -> list[Table]:
     """By length, and by each axis that has no plot, inside and beyond the trained window."""
     found = []
-    for measure in (ACCURACY, PERPLEXITY):
-        items = [item for item in summary.of_task(task) if item.measure == measure]
-        quantity = PERPLEXITY if measure == PERPLEXITY else task_text(task).quantity
+    for measure in MEASURES:
+        items = measured(summary.of_task(task), measure)
+        what = quantity(task, measure)
         axes = [names[-1] for names in views(items) if names]
         for axis in axes:
             if axis in PLACES:
@@ -232,7 +232,7 @@ def _tables(task: str, summary: Summary) -> list[Table]:
             of_table = items if axis == "n_tokens" else once(items)
             cells = aggregate(of_table, names) or aggregate(of_table, names[:1])
             by = "length" if axis == "n_tokens" else axis
-            caption = f"{quantity[0].upper()}{quantity[1:]} by {by}, with 95% intervals"
+            caption = f"{what[0].upper()}{what[1:]} by {by}, with 95% intervals"
             if len(of_table) < len(items):
                 caption += ", at the longest length"
             keys = sorted({cell.axes for cell in cells}, key=axes_order)

@@ -7,10 +7,23 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from .cells import Cell, aggregate, values
-from .items import ACCURACY, BEYOND, PERPLEXITY, PLAIN, Item, Subject, is_number, pair_of, setting_order
+from .items import (
+    ACCURACY,
+    BEYOND,
+    LOG_PROB,
+    MEASURES,
+    PERPLEXITY,
+    PLAIN,
+    Item,
+    Subject,
+    is_number,
+    measured,
+    pair_of,
+    setting_order,
+)
 from .maps import heat_maps, sweep_maps
 from .plots import CLOSE, Panel, bars, lines
-from .texts import task_text
+from .texts import quantity, task_text
 from .theme import STYLES_MAX, styles
 from .words import axes_words, axis_words, number
 
@@ -63,8 +76,8 @@ def pictures(items: Sequence[Item], names: dict[Subject, str], settings: Sequenc
         prefix: of the names of files.
     """
     found = []
-    for measure in (ACCURACY, PERPLEXITY):
-        of_measure = [item for item in items if item.measure == measure]
+    for measure in MEASURES:
+        of_measure = measured(items, measure)
         if of_measure:
             found += _Pictures(of_measure, names, settings, prefix).all()
     return found
@@ -77,7 +90,7 @@ class _Pictures:
         self.items, self.names, self.prefix = items, names, prefix
         self.task, self.measure = items[0].task, items[0].measure
         self.text = task_text(self.task)
-        self.quantity = PERPLEXITY if self.measure == PERPLEXITY else self.text.quantity
+        self.quantity = quantity(self.task, self.measure)
         self.settings = sorted({item.setting for item in items}, key=setting_order)
         self.subjects = list(dict.fromkeys(item.subject for item in items))
         self.style = styles(settings if len(settings) <= STYLES_MAX else self.settings)
@@ -198,7 +211,7 @@ class _Pictures:
             "; bright is good. N is the length of the prompt. The outlines hold the pairs that the SelfExtend authors' "
             "rule recommends for it: W + (N - W) / G below a half (cautious) to two thirds of the trained window."
         )
-        if self.measure == PERPLEXITY:
+        if self.measure != ACCURACY:
             caption += " Each length has a scale of colours of its own."
         what = "by group size G and neighbour window W"
         return self._pictures(
@@ -227,7 +240,12 @@ class _Pictures:
         draw: Callable[[str, list[Panel]], bytes],
     ) -> list[Picture]:
         """The pictures of one kind; the name of the quantity, ``what`` and ``caption`` make the caption."""
-        parts = [self.prefix, kind] + (["perplexity"] if self.measure == PERPLEXITY and self.task != "ppl" else [])
+        parts = [self.prefix, kind]
+        if self.measure == LOG_PROB:
+            parts.append("log-prob")
+            caption += " In nats, the mean over the answer's tokens; higher is better."
+        elif self.measure == PERPLEXITY and self.task != "ppl":
+            parts.append("perplexity")
         found = []
         for i, (title, panels) in enumerate(charts):
             if len(panels) == 1 and panels[0].title:

@@ -20,6 +20,8 @@ __all__ = [
     "ACCURACY",
     "BEYOND",
     "INSIDE",
+    "LOG_PROB",
+    "MEASURES",
     "PERPLEXITY",
     "PLAIN",
     "Axes",
@@ -29,9 +31,11 @@ __all__ = [
     "axes_order",
     "axis_order",
     "clean",
+    "every_measure",
     "group_order",
     "is_number",
     "kind_of",
+    "measured",
     "n_read",
     "pair_of",
     "prepare",
@@ -42,7 +46,10 @@ __all__ = [
 
 PLAIN = "plain"
 
-ACCURACY, PERPLEXITY = "accuracy", "perplexity"
+ACCURACY, LOG_PROB, PERPLEXITY = "accuracy", "log_prob", "perplexity"
+
+#: In the page's order.
+MEASURES = (ACCURACY, LOG_PROB, PERPLEXITY)
 
 #: Values of the axis ``where``: whether a case is longer than the model's trained window.
 INSIDE, BEYOND = "inside", "beyond"
@@ -53,7 +60,7 @@ TASKS = ("passkey", "niah", "kv", "ruler", "ppl", "longbench", "leval", "short")
 #: Tasks that ask the same at every length, so that lengths cannot be put together. All perplexities do so as well.
 SAME_AT_EVERY_LENGTH = frozenset({"longbench", "leval", "short"})
 
-#: ``exp`` of more than this is no perplexity but an accident.
+#: ``exp`` of more than this is no perplexity but an accident; so is more than this for a token of a right answer.
 MAX_NLL = 500.0
 
 #: What would disturb a page though it is no HTML: controls, marks that turn the direction of text, lone surrogates.
@@ -90,7 +97,8 @@ class Item:
     result: Result
     subject: Subject
     measure: str
-    """``ACCURACY`` or ``PERPLEXITY``. A failed case has that of its neighbours."""
+    """``ACCURACY`` or ``PERPLEXITY``; ``LOG_PROB`` only out of ``measured``. A failed case has that of its
+    neighbours."""
 
     axes: Mapping[str, Axis]
     """Those of the case, and ``where``: ``INSIDE`` or ``BEYOND`` the trained window, if that is known."""
@@ -131,6 +139,32 @@ def prepare(results: Iterable[Result]) -> list[Item]:
         Item(r, _subject(r), measure, _axes(r), _problem(r)) for r, measure in zip(found, _measures(found), strict=True)
     ]
     return sorted(items, key=_order)
+
+
+def measured(items: Iterable[Item], measure: str) -> list[Item]:
+    """The cases that one measure counts. What has an accuracy can have the log probability of its right answer as well;
+    a result without one, as of an earlier version, is not counted there.
+    """
+    items = list(items)
+    if measure != LOG_PROB:
+        return [item for item in items if item.measure == measure]
+    found = {_family(item) for item in items if item.result.gold_log_prob is not None}
+    return [
+        replace(item, measure=LOG_PROB, error=item.error or _gold_problem(item.result))
+        for item in items
+        if item.result.gold_log_prob is not None or (item.error and _family(item) in found)
+    ]
+
+
+def every_measure(items: Iterable[Item]) -> list[Item]:
+    """The cases once for each measure that counts them."""
+    items = list(items)
+    return [item for measure in MEASURES for item in measured(items, measure)]
+
+
+def _family(item: Item) -> tuple[str, Axis]:
+    """Cases that are all measured, or none of them."""
+    return item.task, item.axes.get("subtask", "")
 
 
 def clean(text: str) -> str:
@@ -278,6 +312,14 @@ def _neighbours(result: Result) -> tuple[tuple[str, ...], ...]:
         (result.task, str(result.axes.get("subtask", ""))),
         (result.task,),
     )
+
+
+def _gold_problem(result: Result) -> str:
+    """Why the log probability of the right answer does not count."""
+    mean = result.gold_mean
+    if mean is not None and -MAX_NLL <= mean <= 0:
+        return ""
+    return f"the log probability of the right answer is {result.gold_log_prob} over {result.n_gold} tokens"
 
 
 def _problem(result: Result) -> str:

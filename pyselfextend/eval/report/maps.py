@@ -15,7 +15,7 @@ from ...groups import RULE, rule_share
 from ...positions import n_ctx_reach
 from ..cases import Axis
 from .cells import Cell, Estimate, values
-from .items import PERPLEXITY, is_number, pair_of
+from .items import ACCURACY, LOG_PROB, is_number, pair_of
 from .plots import Panel, has_beyond
 from .theme import FAILED, INK, failed_patch, grid, percent, png, put_legend, short_length, themed, window_line
 
@@ -86,7 +86,7 @@ def sweep_maps(title: str, panels: Sequence[Panel], quantity: str) -> bytes:
         n_columns = max(1, min(3, len(panels), int(13 / width)))
         figure, plots, edges = grid([p.title for p in panels], n_columns, width, 1.0 + 0.4 * len(sizes), title)
         for panel, plot, (first, last) in zip(panels, plots, edges, strict=True):
-            if any(cell.measure == PERPLEXITY for cell in panel.cells):
+            if any(cell.measure != ACCURACY for cell in panel.cells):
                 mappable, number = _scale(panel.cells)  # lengths differ by more than pairs do
             for cell in panel.cells:
                 pair = pair_of(cell.setting)
@@ -102,7 +102,7 @@ def sweep_maps(title: str, panels: Sequence[Panel], quantity: str) -> bytes:
                 plot.set_ylabel("group size G")
             if last:
                 plot.set_xlabel("neighbour window W, tokens")
-        if all(cell.measure != PERPLEXITY for cell in everything):
+        if all(cell.measure == ACCURACY for cell in everything):
             _colour_bar(figure, mappable, plots, quantity)
         marks = [
             _lines.Line2D(
@@ -117,9 +117,12 @@ def sweep_maps(title: str, panels: Sequence[Panel], quantity: str) -> bytes:
 
 def _scale(cells: Sequence[Cell]) -> tuple[Any, Callable[[Estimate], str]]:
     """Colours, and the number that stands in a cell. Bright is good."""
-    if all(cell.measure != PERPLEXITY for cell in cells):
+    if all(cell.measure == ACCURACY for cell in cells):
         return _cm.ScalarMappable(_colors.Normalize(0, 1), "cividis"), lambda e: f"{100 * e.value:.0f}"
     found = [cell.estimate.value for cell in cells if cell.estimate is not None] or [1.0]
+    if all(cell.measure == LOG_PROB for cell in cells):
+        linear = _colors.Normalize(min(min(found), max(found) - 0.1), max(found))
+        return _cm.ScalarMappable(linear, "cividis"), lambda e: f"{e.value:.2f}"
     norm = _colors.LogNorm(min(found), max(max(found), 1.1 * min(found)))  # what hardly differs looks so
     return _cm.ScalarMappable(norm, "cividis_r"), lambda e: f"{e.value:.4g}" if e.value < 10000 else f"{e.value:.0e}"
 
@@ -221,7 +224,7 @@ def _colour_bar(figure: Figure, mappable: Any, plots: Sequence[Plot], quantity: 
     low, high = mappable.norm.vmin, mappable.norm.vmax
     if (low, high) == (0, 1):
         bar.ax.yaxis.set_major_formatter(_ticker.PercentFormatter(1.0))
-    else:
+    elif low > 0:
         ticks = [low * (high / low) ** (i / 4) for i in range(5)]
         bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
         bar.minorticks_off()

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from . import words
 from .content import headline_table, lead, reaches, run_table, sections
 from .figures import Picture
-from .items import ACCURACY, PERPLEXITY, clean, kind_of
+from .items import ACCURACY, LOG_PROB, PERPLEXITY, clean, kind_of
 from .summary import Summary
 from .texts import SETTINGS, labels
 from .theme import DPI
@@ -61,6 +61,7 @@ def render(summary: Summary, pictures: Mapping[str, Sequence[Picture]], anchors:
     names = labels(summary.subjects)
     return env.get_template("template.html.j2").render(
         ACCURACY=ACCURACY,
+        LOG_PROB=LOG_PROB,
         PERPLEXITY=PERPLEXITY,
         title=title,
         style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),

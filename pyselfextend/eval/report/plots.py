@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._extras import need
 from .cells import Cell, values
-from .items import PERPLEXITY, is_number
+from .items import ACCURACY, LOG_PROB, PERPLEXITY, is_number
 from .theme import FAILED, INK, NAME_MAX, QUIET, Style, failed_patch, grid, png, put_legend, short_length, themed
 from .words import shortened
 
@@ -61,7 +61,8 @@ def lines(
     Lengths stand on a logarithmic axis. A cross at the lower edge is a cell in which all cases failed.
     """
     lengths = axis == "n_tokens"
-    perplexity = any(cell.measure == PERPLEXITY for panel in panels for cell in panel.cells)
+    measures = {cell.measure for panel in panels for cell in panel.cells}
+    perplexity = PERPLEXITY in measures
     with themed():
         n_columns = 1 if len(panels) == 1 else 2 if len(panels) < 5 else 3
         size = (6.6, 3.9) if n_columns == 1 else (4.6, 3.3)
@@ -88,6 +89,8 @@ def lines(
                 of_kind = [i for i, panel in enumerate(panels) if panel.close_up == close_up]
                 cells = [cell for i in of_kind for cell in panels[i].cells]
                 _perplexity_axis([plots[i] for i in of_kind], cells, close_up)
+        elif LOG_PROB in measures:
+            plots[0].set_ylim(_log_prob_limits([cell for panel in panels for cell in panel.cells]))
         else:
             plots[0].set_ylim(-0.04, 1.04)
             plots[0].yaxis.set_major_formatter(_ticker.PercentFormatter(1.0))
@@ -100,7 +103,7 @@ def bars(title: str, panels: Sequence[Panel], axis: str, style: dict[str, Style]
     everything = [cell for panel in panels for cell in panel.cells]
     groups = values(everything, axis)
     settings = [setting for setting in style if any(cell.setting == setting for cell in everything)]
-    perplexity = any(cell.measure == PERPLEXITY for cell in everything)
+    is_share = all(cell.measure == ACCURACY for cell in everything)
     thickness = 0.8 / len(settings)
     with themed():
         n_columns = 2 if len(panels) == 4 else min(3, len(panels))
@@ -116,9 +119,11 @@ def bars(title: str, panels: Sequence[Panel], axis: str, style: dict[str, Style]
             plot.tick_params(axis="y", length=0)
             if last:
                 plot.set_xlabel(quantity)
-            if not perplexity:
+            if is_share:
                 plot.set_xlim(0, 1)
                 plot.xaxis.set_major_formatter(_ticker.PercentFormatter(1.0))
+            elif all(cell.measure == LOG_PROB for cell in everything):
+                plot.set_xlim(_log_prob_limits(everything)[0], 0)
         plots[0].set_yticks(range(len(groups)), [shortened(str(group), NAME_MAX) for group in groups])
         plots[0].set_ylim(len(groups) - 0.5, -0.5)
         handles = [_patches.Patch(facecolor=style[s].colour, label=shortened(s, NAME_MAX)) for s in settings]
@@ -192,6 +197,17 @@ def _perplexity_axis(plots: Sequence[Plot], cells: Sequence[Cell], close_up: boo
             margin = 0.08 * (high - low) or 0.05 * high
             plot.set_ylim(low - margin, high + margin)
         plot.yaxis.set_major_formatter(_ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def _log_prob_limits(cells: Sequence[Cell]) -> tuple[float, float]:
+    """Of an axis with room for the values, up to 0 at the most; intervals may end outside."""
+    found = [cell.estimate for cell in cells if cell.estimate is not None]
+    low, high = min((e.value for e in found), default=-1.0), max((e.value for e in found), default=0.0)
+    room = 0.5 * (high - low) or 0.1
+    low = max(low - room, min([low, *(e.low for e in found if e.low is not None)]))
+    high = min(high + room, max([high, *(e.high for e in found if e.high is not None)]), 0.0)
+    margin = 0.06 * (high - low) or 0.1
+    return low - margin, high + margin
 
 
 def _bar(plot: Plot, cell: Cell, y: float, height: float, colour: str) -> bool:

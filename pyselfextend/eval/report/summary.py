@@ -16,13 +16,14 @@
 =============  =========================================================================================================
 
 A cell has ``model``, ``setting``, ``task``, ``axes`` (what its cases share), ``measure`` (``accuracy``: a mean score
-from 0 to 1; or ``perplexity``), ``value`` with ``low`` and ``high``, its 95% interval (null: all cases failed, or
+from 0 to 1; ``perplexity``; or ``log_prob``: the mean over cases of the right answer's mean log probability for each of
+its tokens, in nats), ``value`` with ``low`` and ``high``, its 95% interval (null: all cases failed, or
 there is too little for an interval), ``n`` cases that count, ``n_failed`` that do not, and of a perplexity ``n_scored``
 tokens that are scored.
 
 A comparison has ``model``, ``setting``, ``task``, ``axes``, ``measure``, ``n`` pairs of cases, ``plain`` and ``value``
-over these, ``n_better`` and ``n_worse`` cases, ``p_value`` of the sign test, and of a perplexity its ``ratio`` to
-plain's with ``low`` and ``high``.
+over these, ``n_better`` and ``n_worse`` cases, ``p_value`` of the sign test, of a perplexity its ``ratio`` to plain's
+with ``low`` and ``high``, and of a log probability its ``gain`` over plain's with ``low`` and ``high``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 from ..results import RunInfo
 from .cells import Cell, aggregate, headline, views
 from .compare import Difference, Failure, Gap, Sample, differences, failures, gaps, mixed, samples
-from .items import ACCURACY, PERPLEXITY, Item, Subject, setting_order, subject_order
+from .items import MEASURES, Item, Subject, every_measure, setting_order, subject_order
 
 __all__ = ["FORMAT", "Summary", "summarize", "summary_json"]
 
@@ -75,10 +76,11 @@ def summarize(items: Sequence[Item], runs: Iterable[RunInfo]) -> Summary:
         runs: in any order.
     """
     tasks = tuple(dict.fromkeys(item.task for item in items))
+    every = every_measure(items)
     cells: list[Cell] = []
     for task in tasks:
-        for measure in (ACCURACY, PERPLEXITY):
-            of_task = [item for item in items if item.task == task and item.measure == measure]
+        for measure in MEASURES:
+            of_task = [item for item in every if item.task == task and item.measure == measure]
             for names in views(of_task) if of_task else ():
                 cells += aggregate(of_task, names)
     return Summary(
@@ -87,9 +89,9 @@ def summarize(items: Sequence[Item], runs: Iterable[RunInfo]) -> Summary:
         subjects=tuple(sorted({item.subject for item in items}, key=subject_order)),
         settings=tuple(sorted({item.setting for item in items}, key=setting_order)),
         tasks=tasks,
-        headline=tuple(headline(items)),
+        headline=tuple(headline(every)),
         cells=tuple(cells),
-        differences=tuple(differences(items)),
+        differences=tuple(differences(every)),
         failures=tuple(failures(items)),
         gaps=tuple(gaps(items)),
         samples=tuple(samples(items)),
@@ -163,6 +165,9 @@ def _difference(difference: Difference, ids: dict[Subject, int]) -> dict[str, An
     if difference.ratio is not None:
         ratio = difference.ratio
         found |= {"ratio": _rounded(ratio.value), "low": _rounded(ratio.low), "high": _rounded(ratio.high)}
+    if difference.gain is not None:
+        gain = difference.gain
+        found |= {"gain": _rounded(gain.value), "low": _rounded(gain.low), "high": _rounded(gain.high)}
     return found
 
 

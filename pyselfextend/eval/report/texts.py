@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ...errors import SettingError
 from ...groups import auto_limit
 from ...positions import n_ctx_reach
-from .items import Subject, auto_window, kind_of, pair_of
+from .items import LOG_PROB, PERPLEXITY, Subject, auto_window, kind_of, pair_of
 
-__all__ = ["SETTINGS", "Source", "TaskText", "labels", "setting_text", "slug", "task_text"]
+__all__ = ["SETTINGS", "Source", "TaskText", "labels", "quantity", "setting_text", "slug", "task_text"]
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,12 @@ def task_text(task: str) -> TaskText:
     return TASKS.get(task) or TaskText(
         task, "This version of the report has no description of the task.", "Mean score from 0 to 1.", (), "mean score"
     )
+
+
+def quantity(task: str, measure: str) -> str:
+    """What a number is called in a plot or table."""
+    names = {LOG_PROB: "log probability of the right answer", PERPLEXITY: PERPLEXITY}
+    return names.get(measure) or task_text(task).quantity
 
 
 def setting_text(setting: str, subject: Subject) -> str:

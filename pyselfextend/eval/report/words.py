@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..cases import Axis
 from .cells import Estimate
-from .items import BEYOND, INSIDE, PERPLEXITY, Axes, is_number
+from .items import BEYOND, INSIDE, LOG_PROB, PERPLEXITY, Axes, is_number
 
 __all__ = [
     "axes_words",
@@ -23,9 +23,11 @@ __all__ = [
 
 
 def number(value: float | None, measure: str) -> str:
-    """An accuracy or perplexity."""
+    """An accuracy, a log probability or a perplexity."""
     if value is None:
         return ""
+    if measure == LOG_PROB:
+        return f"{value:.3f}"
     if measure == PERPLEXITY:
         return f"{value:.4g}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
     return f"{100 * value:.1f}".removesuffix(".0") + "%"
@@ -35,7 +37,7 @@ def interval(estimate: Estimate | None, measure: str) -> str:
     """The 95% interval, empty if there is none."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
-    if measure == PERPLEXITY:
+    if measure in (LOG_PROB, PERPLEXITY):
         return f"{number(estimate.low, measure)} to {number(estimate.high, measure)}"
     return f"{100 * estimate.low:.0f} to {100 * estimate.high:.0f}%"
 

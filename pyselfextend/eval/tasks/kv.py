@@ -3,7 +3,7 @@
 Liu et al., "Lost in the Middle: How Language Models Use Long Contexts", arXiv 2307.03172, section 3, and their
 repository (github.com/nelson-liu/lost-in-the-middle: ``prompting.py``, ``make_kv_retrieval_data.py``,
 ``evaluate_kv_responses.py``). The prompt is theirs, without a beginning of the answer, and so is the score, whether the
-answer holds the value. Different:
+answer holds the value. The right answer, whose probability is measured as well, is the value alone. Different:
 
 - They fix the number of pairs; here the length is fixed, and the object holds as many pairs as fit. What is left, less
   than a pair and the differences of keys, is line breaks between the object and the key.
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..cases import Axis, Case, Generate, Tokenizer, Tokens, key_of
-from ..prompt import check_fractions, filled, n_items, question
+from ..prompt import check_fractions, filled, n_items, question, right_answer
 
 __all__ = ["KeyValue", "Pairs", "random_uuid"]
 
@@ -64,13 +64,14 @@ class KeyValue:
         for sample in range(self.samples):
             pairs = Pairs(random.Random(f"{self.name} {self.seed} {sample}"), random_uuid, random_uuid)
             for n_tokens in sorted(self.lengths):
-                for place, (prompt, value) in self._prompts(tokenizer, pairs, n_tokens).items():
+                for place, (prompt, (key, value)) in self._prompts(tokenizer, pairs, n_tokens).items():
                     axes: dict[str, Axis] = {"n_tokens": n_tokens, "place": place, "sample": sample}
-                    query = Generate(prompt, self.n_predict, (value,), "contains_all")
+                    gold = right_answer(tokenizer, QUESTION.format(key=key), "", value)
+                    query = Generate(prompt, self.n_predict, (value,), "contains_all", gold=gold)
                     yield Case(self.name, key_of(axes), axes, query)
 
-    def _prompts(self, tokenizer: Tokenizer, pairs: Pairs, n_tokens: int) -> dict[float, tuple[Tokens, str]]:
-        """For each place the prompt and the value that it asks for."""
+    def _prompts(self, tokenizer: Tokenizer, pairs: Pairs, n_tokens: int) -> dict[float, tuple[Tokens, Pair]]:
+        """For each place the prompt and the pair that it asks for."""
 
         def front(n: int) -> Tokens:
             return tokenizer.before + tokenizer.plain(HEAD + json_object(pairs.first(n)))
@@ -89,8 +90,8 @@ class KeyValue:
         shared = front(n)
         found = {}
         for place in self.places:
-            key, value = gold(n, place)
-            found[place] = filled(tokenizer, shared, behind(key), n_tokens), value
+            pair = gold(n, place)
+            found[place] = filled(tokenizer, shared, behind(pair[0]), n_tokens), pair
         return found
 
 

@@ -7,7 +7,8 @@ frame of the prompt, the shape of the sentence and its place, at the end of a se
   food are drawn from the seed, and the first two are invented.
 - He has a model judge the answers. Here the score is the share of the needle's two distinctive parts, the food and the
   name of the park, that the answer holds.
-- The answer is begun for the model, as in RULER, so that base models can be asked as well.
+- The answer is begun for the model, as in RULER, so that base models can be asked as well. The right answer, whose
+  probability is measured, goes on as the needle does, up to the name of the park.
 - The prose is any text; it starts again if it is too short. It is cut where the prompt is full, as his is.
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..cases import Axis, Case, Generate, Tokenizer, Tokens, key_of
-from ..prompt import check_fractions, with_needle
+from ..prompt import check_fractions, right_answer, with_needle
 from ..text import Text, default_text
 
 __all__ = ["Needle", "Niah"]
@@ -31,6 +32,7 @@ QUESTION = (
     "\n\nWhat is the best thing to do in {town}? Don't give information outside the document or repeat your findings"
 )
 ANSWER = " The best thing to do in {town} is"
+RIGHT = "eat a {food} and sit in {park}"
 
 SYLLABLES = (
     "bel", "cor", "dan", "dru", "fen", "gar", "hol", "jun", "kar", "lom",
@@ -108,13 +110,15 @@ class Niah:
         for n_tokens, depth, sample in itertools.product(self.lengths, self.depths, range(self.samples)):
             axes: dict[str, Axis] = {"n_tokens": n_tokens, "depth": depth, "sample": sample}
             needle = Needle.of(f"{self.name} {self.seed} {key_of(axes)}")
-            sentence, tail, answer = (
-                text.format(town=needle.town, food=needle.food, park=needle.park) for text in (NEEDLE, QUESTION, ANSWER)
+            sentence, tail, answer, right = (
+                text.format(town=needle.town, food=needle.food, park=needle.park)
+                for text in (NEEDLE, QUESTION, ANSWER, RIGHT)
             )
             prompt, place = with_needle(
                 tokenizer, "a needle in a haystack", HEAD, haystack, sentence, tail, answer, n_tokens, depth, places
             )
-            query = Generate(prompt, self.n_predict, (needle.food, needle.park), "contains_all")
+            gold = right_answer(tokenizer, tail, answer, right)
+            query = Generate(prompt, self.n_predict, (needle.food, needle.park), "contains_all", gold=gold)
             found.append((place, Case(self.name, key_of(axes), axes, query)))
         found.sort(key=lambda pair: pair[0])
         return (case for _, case in found)

@@ -2,7 +2,8 @@
 
 Mohtashami and Jaggi, "Landmark Attention", arXiv 2305.16300, section 4.2 and their ``run_test.py``: the texts are
 theirs, and so is the score, whether the answer holds the number. As there, the model goes on with the text, without a
-chat template. The SelfExtend paper (arXiv 2401.01325, section 4.2) uses the task with five digits.
+chat template. The SelfExtend paper (arXiv 2401.01325, section 4.2) uses the task with five digits. The right answer,
+whose probability is measured as well, is the number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from ...config import integer
 from ..cases import Axis, Case, Generate, Tokenizer, Tokens, key_of
-from ..prompt import check_fractions, with_needle
+from ..prompt import check_fractions, right_answer, with_needle
 
 __all__ = ["Passkey"]
 
@@ -80,7 +81,8 @@ class Passkey:
             prompt, place = with_needle(
                 tokenizer, "a passkey prompt", HEAD, haystack, needle, QUESTION, ANSWER, n_tokens, depth, line_start
             )
-            query = Generate(prompt, self.n_predict, (number,), "contains_all")
+            gold = right_answer(tokenizer, QUESTION, ANSWER, number)
+            query = Generate(prompt, self.n_predict, (number,), "contains_all", gold=gold)
             found.append((place, Case(self.name, key_of(axes), axes, query)))
         found.sort(key=lambda pair: pair[0])
         return (case for _, case in found)

@@ -6,6 +6,9 @@ parameters, the beginnings of the answers and the room for their rest are theirs
 ``string_match_all``: the share of the references that the answer holds. These are one value in the needle tasks, five
 variables in ``vt``, ten words in ``cwe``, three in ``fwe``.
 
+The needle tasks have one right answer, the value, whose probability is measured as well; the others have several
+strings, in any order.
+
 What all six have that the repository has not:
 
 - Lengths are exact, and without the answer; there a length is the most that prompt and answer may take together. The
@@ -104,7 +107,7 @@ class Ruler:
             made = subtask.make(tokenizer, f"{self.name} {self.seed} {name}", n_tokens, self.samples)
             for sample, asked in enumerate(made):
                 axes: dict[str, Axis] = {"n_tokens": n_tokens, "subtask": name, "sample": sample}
-                query = Generate(asked.prompt, subtask.n_predict, asked.references, "contains_all")
+                query = Generate(asked.prompt, subtask.n_predict, asked.references, "contains_all", gold=asked.gold)
                 found.append((asked, Case(self.name, key_of(axes), axes, query)))
         found.sort(key=lambda pair: pair[0].differs)
         return (case for _, case in found)

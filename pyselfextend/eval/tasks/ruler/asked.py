@@ -21,6 +21,9 @@ class Asked:
     differs: int = 0
     """Where the prompt begins to differ from others of its subtask: they are asked in ascending order of it."""
 
+    gold: Tokens = ()
+    """The one right answer, see ``Generate``."""
+
 
 #: Makes the samples of a subtask: takes the tokenizer, a seed, the length in tokens, and the number of samples.
 Make = Callable[[Tokenizer, str, int, int], list[Asked]]

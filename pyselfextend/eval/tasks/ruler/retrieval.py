@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...cases import Tokenizer, Tokens
-from ...prompt import filled, n_items, question
+from ...prompt import filled, n_items, question, right_answer
 from ..kv import Pairs, random_uuid
 from .asked import Asked, each_sample
 from .words import words
@@ -57,7 +57,15 @@ class Kind:
 
     def behind(self, tokenizer: Tokenizer, key: str) -> Tokens:
         """Its end, with the question."""
-        return question(tokenizer, QUESTION.format(kind=self.value, key=key), ANSWER.format(kind=self.value, key=key))
+        return question(tokenizer, *self._texts(key))
+
+    def gold(self, tokenizer: Tokenizer, key: str, value: str) -> Tokens:
+        """The right answer."""
+        return right_answer(tokenizer, *self._texts(key), value)
+
+    def _texts(self, key: str) -> tuple[str, str]:
+        """The question, and the beginning of the answer."""
+        return QUESTION.format(kind=self.value, key=key), ANSWER.format(kind=self.value, key=key)
 
 
 def random_key(rng: random.Random) -> str:
@@ -87,7 +95,8 @@ def _single_1(tokenizer: Tokenizer, seed: str, n_tokens: int) -> Asked:
         return NUMBERS.front(tokenizer, [NOISE] * place(n) + [needle] + [NOISE] * (n - place(n)))
 
     n = n_items("RULER's niah_single_1", n_tokens, lambda n: len(front(n)) + len(behind), 1)
-    return Asked(filled(tokenizer, front(n), behind, n_tokens), (value,), place(n))
+    gold = NUMBERS.gold(tokenizer, key, value)
+    return Asked(filled(tokenizer, front(n), behind, n_tokens), (value,), place(n), gold)
 
 
 def _multikey(tokenizer: Tokenizer, what: str, kind: Kind, seed: str, n_tokens: int, samples: int) -> list[Asked]:
@@ -107,7 +116,13 @@ def _multikey(tokenizer: Tokenizer, what: str, kind: Kind, seed: str, n_tokens: 
     n = n_items(what, n_tokens, n_needed, samples + 1)
     shared = front(n)
     return [
-        Asked(filled(tokenizer, shared, kind.behind(tokenizer, key), n_tokens), (value,), n) for key, value in golds(n)
+        Asked(
+            filled(tokenizer, shared, kind.behind(tokenizer, key), n_tokens),
+            (value,),
+            n,
+            kind.gold(tokenizer, key, value),
+        )
+        for key, value in golds(n)
     ]
 
 
