@@ -283,7 +283,7 @@ def test_what_lies_where(engine_lib: Path, rpc: str, tiny_models: dict[str, Path
     ids=["sequences", "shifts", "states", "groups", "maps"],
 )
 def test_sequences_on_a_device(engine_lib: Path, rpc: str, tests: str) -> None:
-    """Batches of several sequences, roll-backs, shifts, states, other groups and other maps: other tests, with all layers there."""
+    """Batches of several sequences, roll-backs, shifts, states, groups and maps: other tests, with all layers there."""
     environment = {
         "PYSELFEXTEND_DEVICE": "rpc",
         "PYSELFEXTEND_RPC": rpc,

@@ -285,6 +285,16 @@ class Sequences:
     def used(self) -> dict[int, bool]:
         return {stream: any(self.length(s) for s in self.held if self.stream(s) == stream) for stream in self.groups}
 
+    def operate_often(self) -> None:
+        """And compare all that is there in the end."""
+        with self.ctx:
+            for _ in range(60):
+                self.operate()
+            for seq in range(N_SEQ):
+                self.grow([seq], 3)
+        assert self.done["set"] > 3
+        assert self.done["grow"] > 5
+
     def operate(self) -> None:
         ctx, rng, held = self.ctx, self.rng, self.held
         seq, other = rng.randrange(N_SEQ), rng.randrange(N_SEQ)
@@ -355,13 +365,7 @@ def test_random_operations(case: tuple[Path, Any], unified: bool, seed: int, att
         path, model, random.Random(seed), kv_unified=unified, attn=attn, swa_full=True,
         flash_attn_type=0 if "gemma3" in path.name else seed % 2,  # llama.cpp's rounds, in the layers with a window
     )  # fmt: skip
-    with sequences.ctx:
-        for _ in range(60):
-            sequences.operate()
-        for seq in range(N_SEQ):
-            sequences.grow([seq], 3)
-    assert sequences.done["set"] > 3
-    assert sequences.done["grow"] > 5
+    sequences.operate_often()
 
 
 def test_states_bring_their_groups(llama: tuple[Path, Any]) -> None:
