@@ -48,6 +48,9 @@ class SelfExtendInfo:
     memory: tuple[DeviceMemory, ...]
     """What model and context had taken on each device when this was first read."""
 
+    is_measured: bool = False
+    """Whether the group follows the length as ``pyselfextend tune`` has measured it on this model, not by the rule."""
+
     @property
     def n_ctx_next(self) -> int:
         """The longest sequence for which ``ga_n`` is enough, in tokens: the next limit, where it follows the length."""
@@ -72,8 +75,9 @@ class SelfExtendInfo:
             return f"plain model (ga_n=1), trained context {self.n_ctx_train} tokens, memory {memory}"
         is_last = self.ga_n >= self.ga_n_max
         follows = "" if is_last else f" (beyond {self.n_ctx_next} tokens up to {self.ga_n_max})"
+        source = ", groups as measured by tune" if self.is_measured else ""
         return (
-            f"SelfExtend ga_n={self.ga_n}{follows} ga_w={self.ga_w}, trained context {self.n_ctx_train} tokens, "
+            f"SelfExtend ga_n={self.ga_n}{follows} ga_w={self.ga_w}{source}, trained context {self.n_ctx_train} tokens, "
             f"reach {self.n_ctx_reach} tokens, KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "
             f"attention {describe(self.attention)}, memory {memory}"
         )

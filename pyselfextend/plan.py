@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,7 +12,8 @@ from .cache_size import CACHE_TYPES, CacheSize, cache_size, cache_type, n_ctx_pa
 from .compute_size import COMPOSED, FUSED, PLAIN, compute_size
 from .config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from .errors import SettingError
-from .groups import RULE, auto_limit, default_ga_w, ga_n_auto, ga_n_by_rule, rule_share
+from .groups import RULE, GroupPolicy, GroupTable, default_ga_w, ga_n_by_rule, rule_share
+from .measured import groups
 from .memory import FreeMemory, free_memory
 from .model_info import ModelInfo, model_info
 
@@ -132,7 +133,8 @@ class Plan:
     """Cells that llama.cpp makes for it."""
 
     recommended: Pair | None
-    """What ``ga_n="auto"`` chooses, by the authors' rule. None: the plain model, or nothing, as ``why`` says."""
+    """What ``ga_n="auto"`` chooses, by the authors' rule or as it was measured. None: the plain model, or nothing, as
+    ``why`` says."""
 
     why: str
     """Why that is recommended, in a sentence."""
@@ -143,6 +145,9 @@ class Plan:
     auto: tuple[AutoGroup, ...]
     """What ``ga_n="auto"`` reads shorter texts with, and last one of ``n_tokens``, with the window of ``recommended``.
     Empty where the model cannot be extended."""
+
+    is_measured: bool
+    """Whether these are the groups that ``pyselfextend tune`` has measured on the model, not those of the rule."""
 
     pairs: tuple[Pair, ...]
     """Pairs that reach it: the recommended one, and for each window the smallest ``ga_n`` that does, and the smallest
@@ -218,8 +223,10 @@ def make_plan(
     asked: Pair | None = None
     auto: tuple[AutoGroup, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    table = groups(model.path, n_ctx_train, window) if model.refused is None and n_tokens > n_ctx_train else ()
     if model.refused is None:
-        auto = tuple(_auto(n_ctx_train, window, n_tokens))
+        policy = GroupPolicy(n_ctx_train, window, SETTING_MAX, table)
+        auto = tuple(AutoGroup(*step) for step in policy.steps(n_tokens))
         if n_tokens > n_ctx_train:
             recommended = _pair(n_ctx_train, auto[-1].ga_n, window, n_tokens)
             pairs = _pairs(n_ctx_train, ga_w, n_tokens, recommended)
@@ -236,9 +243,10 @@ def make_plan(
         n_tokens=n_tokens,
         n_ctx=n_ctx_padded(n_tokens),
         recommended=recommended,
-        why=_why(model, recommended, n_tokens),
+        why=_why(model, recommended, n_tokens, table),
         asked=asked,
         auto=auto,
+        is_measured=bool(table),
         pairs=pairs,
         pair=pair,
         memory=(),
@@ -271,16 +279,6 @@ def _pair(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int) -> Pair:
     )
 
 
-def _auto(n_ctx_train: int, ga_w: int, n_tokens: int) -> Iterator[AutoGroup]:
-    """The groups of texts of up to ``n_tokens``, as ``ga_n_auto`` chooses them."""
-    length = 1
-    while length <= n_tokens:
-        ga_n = ga_n_auto(n_ctx_train, ga_w, length)
-        longest = auto_limit(n_ctx_train, ga_w, ga_n)
-        yield AutoGroup(ga_n, longest)
-        length = longest + 1
-
-
 def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int, recommended: Pair) -> tuple[Pair, ...]:
     """For each window: the smallest group size that reaches, and the smallest ones that keep the rule."""
     windows = {recommended.ga_w} | ({n_ctx_train // part for part in WINDOWS} if ga_w is None else set())
@@ -295,7 +293,7 @@ def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int, recommended: Pair)
     return tuple(found)
 
 
-def _why(model: ModelInfo, pair: Pair | None, n_tokens: int) -> str:
+def _why(model: ModelInfo, pair: Pair | None, n_tokens: int, table: GroupTable) -> str:
     n_ctx_train = model.n_ctx_train
     if model.refused is not None:
         return model.refused
@@ -304,6 +302,10 @@ def _why(model: ModelInfo, pair: Pair | None, n_tokens: int) -> str:
             f"{n_tokens} tokens fit into the trained window of {n_ctx_train}, and there the plain model is better than "
             "any group size above 1"
         )
+    if measured := next((length for length, _ in table if n_tokens <= length), None):
+        return f"pyselfextend tune has measured on this model that it reads {measured} tokens best with it"
+    if table and pair.ga_n == table[-1][1]:
+        return f"pyselfextend tune has measured that for {table[-1][0]} tokens, and the authors' rule asks for no more"
     if pair.rule is None:
         return (
             f"with ga_w={pair.ga_w} no ga_n keeps the authors' rule, and ga_n={pair.ga_n} is the smallest power of two "

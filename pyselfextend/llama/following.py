@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
+from .. import _native, measured
 from ..groups import N_ANSWER, GroupPolicy, default_ga_w
 from ..model_info import ModelInfo
 
@@ -23,25 +23,35 @@ ROPE = {
 }  # fmt: skip
 
 
-def policy(info: ModelInfo, ga_w: int | None, n_ctx: int) -> GroupPolicy | None:
+def policy(info: ModelInfo, ga_w: int | None, n_ctx: int, arguments: Mapping[str, Any]) -> GroupPolicy | None:
     """The policy of an instance of a model. None: its context is as trained, or less.
+
+    With the groups that were measured on the model, unless ``arguments`` scale its positions.
 
     Raises:
         SettingError: ``ga_w`` is not below the trained context.
     """
     if n_ctx <= info.n_ctx_train:
         return None
-    return GroupPolicy(info.n_ctx_train, default_ga_w(info.n_ctx_train) if ga_w is None else ga_w, n_ctx)
+    window = default_ga_w(info.n_ctx_train) if ga_w is None else ga_w
+    table = () if _scaling(arguments) else measured.groups(info.path, info.n_ctx_train, window)
+    return GroupPolicy(info.n_ctx_train, window, n_ctx, table)
 
 
 def refused(info: ModelInfo, arguments: Mapping[str, Any]) -> str | None:
     """Why a longer context is not one with SelfExtend, unless it is asked for by name."""
-    for name, value in ROPE.items():
-        if arguments.get(name, value) not in (value, None):
-            return f"{name}={arguments[name]} scales its positions"
+    if scaling := _scaling(arguments):
+        return scaling
     if info.rope.has_sections and arguments.get("chat_handler") is not None:
         return "a chat_handler is given, and images of this model have positions in several dimensions"
     return info.refused
+
+
+def _scaling(arguments: Mapping[str, Any]) -> str | None:
+    for name, value in ROPE.items():
+        if arguments.get(name, value) not in (value, None):
+            return f"{name}={arguments[name]} scales its positions"
+    return None
 
 
 def warn(n_ctx: int, n_ctx_train: int, reason: str) -> None:

@@ -13,7 +13,7 @@ from ...errors import EvalError
 from ...groups import default_ga_w
 from ..cases import Axis
 from ..results import Result
-from ..settings import KINDS, Setting
+from ..settings import KINDS, MEASURED, Setting
 
 __all__ = [
     "ACCURACY",
@@ -25,6 +25,7 @@ __all__ = [
     "Item",
     "Subject",
     "auto_window",
+    "is_measured",
     "axes_order",
     "axis_order",
     "clean",
@@ -161,6 +162,11 @@ def auto_window(setting: str, subject: Subject) -> int | None:
     return default_ga_w(subject.n_ctx_train) if parsed.ga_w is None else parsed.ga_w
 
 
+def is_measured(setting: str) -> bool:
+    """Whether it is ``auto`` with the groups that were measured on the model."""
+    return kind_of(setting) == "auto" and MEASURED in setting
+
+
 def kind_of(setting: str) -> str:
     """``plain``, ``auto``, ``pair``, ``yarn``, ``linear``, ``ntk``, or nothing for what this version does not know."""
     parsed = _parse(setting)
@@ -198,7 +204,7 @@ def axes_order(axes: Axes) -> tuple[Hashable, ...]:
 
 def _parse(setting: str) -> Setting | None:
     try:
-        return Setting.parse(setting)
+        return Setting.parse(setting.partition(MEASURED)[0])
     except ValueError:  # SettingError is one
         return None
 
