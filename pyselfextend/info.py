@@ -77,8 +77,9 @@ class SelfExtendInfo:
         follows = "" if is_last else f" (beyond {self.n_ctx_next} tokens up to {self.ga_n_max})"
         source = ", groups as measured by tune" if self.is_measured else ""
         return (
-            f"SelfExtend ga_n={self.ga_n}{follows} ga_w={self.ga_w}{source}, trained context {self.n_ctx_train} tokens, "
-            f"reach {self.n_ctx_reach} tokens, KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "
+            f"SelfExtend ga_n={self.ga_n}{follows} ga_w={self.ga_w}{source}, "
+            f"trained context {self.n_ctx_train} tokens, reach {self.n_ctx_reach} tokens, "
+            f"KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "
             f"attention {describe(self.attention)}, memory {memory}"
         )
 

@@ -89,9 +89,11 @@ def check(document: Any, digest: str, ga_w: int) -> tuple[int, GroupTable]:
     if (document.get("digest"), document.get("ga_w")) != (digest, ga_w):
         raise ValueError("it is of another model or neighbour window")
     n_ctx_train, rows = document.get("n_ctx_train"), document.get("groups")
-    if not _is_count(n_ctx_train) or n_ctx_train <= ga_w or not isinstance(rows, list) or not rows:
+    if not isinstance(n_ctx_train, int) or not ga_w < n_ctx_train <= SETTING_MAX or not isinstance(rows, list):
         raise ValueError("it is damaged")
-    table = []
+    if not rows:
+        raise ValueError("it is not finished")
+    table: list[tuple[int, int]] = []
     for row in rows:
         if not isinstance(row, list) or len(row) != 2 or not all(map(_is_count, row)):
             raise ValueError(f"it is damaged: {row!r} is not a length and a group")

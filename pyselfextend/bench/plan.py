@@ -296,9 +296,7 @@ def _pair(n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int | None) -> tu
     return config.ga_n, config.ga_w
 
 
-def _extended(
-    n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int, n_ctx: int, table: GroupTable
-) -> Configuration:
+def _extended(n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int, n_ctx: int, table: GroupTable) -> Configuration:
     """A pair in our library. Auto is not plain in a short context either: it is measured what short texts cost."""
     if ga_n != "auto":
         return Configuration(OURS, ga_n, ga_w)

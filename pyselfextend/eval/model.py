@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..closing import Closing
-from ..errors import EvalError, ModelFileError, SettingError
+from ..errors import EvalError, SettingError
 from ..llama import CACHE_TYPES
 from ..opening import open_quietly
 from .cases import Tokenizer, Tokens
@@ -250,7 +250,9 @@ class EvalModel(Closing):
         found = [scored(rows, tokens) for rows, tokens in self._rows(first, continuation)]
         if not found:
             return LogProbs(np.zeros(0), np.zeros(0, dtype=np.bool_))
-        return LogProbs(np.concatenate([each.values for each in found]), np.concatenate([each.greedy for each in found]))
+        return LogProbs(
+            np.concatenate([each.values for each in found]), np.concatenate([each.greedy for each in found])
+        )
 
     def _rows(
         self, first: NDArray[np.float32], continuation: Tokens

@@ -206,9 +206,9 @@ def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterat
     column, error, model = plan.column, plan.error, None
     try:
         if not error:
-            setting = column.setting
+            is_extended = column.setting.group(column.model.rope, plan.n_ctx) > 1
             check_room(
-                column.model.info, plan.n_ctx, setting.ga_w if setting.group(column.model.rope, plan.n_ctx) > 1 else None,
+                column.model.info, plan.n_ctx, column.setting.ga_w if is_extended else None,
                 type_k=column.type_k, type_v=column.type_v, n_gpu_layers=options.n_gpu_layers,
                 flash_attn=options.flash_attn,
             )  # fmt: skip

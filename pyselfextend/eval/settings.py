@@ -76,7 +76,7 @@ class Rope:
 class Setting:
     """One column of a comparison.
 
-    ``auto`` reads each text with the group of its length, as ``Llama`` chooses it; a pair reads all with one. ``yarn`` is
+    ``auto`` reads each text with the group of its length, as ``Llama`` does; a pair reads all with one. ``yarn`` is
     Peng et al., arXiv 2309.00071; ``linear`` is position interpolation, Chen et al., arXiv 2306.15595; ``ntk`` is the
     NTK-aware base ``b * s ** (d / (d - 2))`` of the same YaRN paper, section 3.1. ``s`` is the factor by which the
     context grows. Each is what llama.cpp makes of its own options.

@@ -67,8 +67,9 @@ class Llama(Generating, Closing):
         ga_n: group size, at least 1. 1 is the plain model: nothing of SelfExtend is built then. "auto": the group
             follows the length of the text. Inside the trained context it is 1, the plain model; beyond it, a power of
             two that is chosen for each text when it is handed over, with the answer that is asked for, and raised where
-            a text outgrows it; or what ``pyselfextend tune`` has measured on this model with this window. None: "auto" where ``n_ctx`` is above the trained context, otherwise 1; where the model
-            cannot be extended, or a RoPE scaling is asked for, 1 with a warning that says so.
+            a text outgrows it; or what ``pyselfextend tune`` has measured on this model with this window. None: "auto"
+            where ``n_ctx`` is above the trained context, otherwise 1; where the model cannot be extended, or a RoPE
+            scaling is asked for, 1 with a warning that says so.
         ga_w: neighbour window in tokens, at least 0 and below the trained context. None: an eighth of the trained
             context, at most 2048.
         **kwargs: those of ``llama_cpp.Llama``. ``n_ctx`` may go up to the reach of a pair,

@@ -139,19 +139,22 @@ class Document:
 
 
 def _reading(fields: Mapping[str, Any]) -> Reading:
-    stops = tuple(_stop(each) for each in fields["stops"])
-    return _typed(Reading(**{**fields, "stops": stops}), ga_n=int, sample=int, digest=str, seconds=float)
+    reading = Reading(**{**fields, "stops": tuple(map(_stop, fields["stops"]))})
+    _check(reading, ga_n=int, sample=int, digest=str, seconds=float)
+    return reading
 
 
 def _stop(fields: Mapping[str, Any]) -> Stop:
-    answers = tuple(
-        _typed(Answer(**each), depth=float, log_p=float, is_right=bool) for each in fields["answers"]
-    )
-    return _typed(Stop(**{**fields, "answers": answers}), n_tokens=int, nll=float, n_scored=int)
+    answers = tuple(Answer(**each) for each in fields["answers"])
+    for answer in answers:
+        _check(answer, depth=float, log_p=float, is_right=bool)
+    stop = Stop(**{**fields, "answers": answers})
+    _check(stop, n_tokens=int, nll=float, n_scored=int)
+    return stop
 
 
-def _typed(record: Any, **kinds: type) -> Any:
-    """A record whose fields are of these types.
+def _check(record: object, **kinds: type) -> None:
+    """See that fields of a record are of these types.
 
     Raises:
         TypeError: one is not.
@@ -159,7 +162,6 @@ def _typed(record: Any, **kinds: type) -> Any:
     for name, kind in kinds.items():
         if type(getattr(record, name)) is not kind:
             raise TypeError(name)
-    return record
 
 
 class ResultFile:

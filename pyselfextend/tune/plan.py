@@ -14,7 +14,17 @@ from ..groups import default_ga_w, ga_n_auto
 from ..model_info import ModelInfo, model_info
 from ..positions import ga_n_min, n_ctx_reach
 
-__all__ = ["KEYS", "SAMPLES", "WINDOW", "Plan", "default_groups", "default_lengths", "make_plan"]
+__all__ = [
+    "KEYS",
+    "KEYS_MAX",
+    "SAMPLES",
+    "SAMPLES_MAX",
+    "WINDOW",
+    "Plan",
+    "default_groups",
+    "default_lengths",
+    "make_plan",
+]
 
 #: Defaults: keys that are asked for at a length, texts, tokens before a length whose probabilities are its perplexity.
 KEYS, SAMPLES, WINDOW = 16, 1, 1024

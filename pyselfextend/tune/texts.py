@@ -158,7 +158,9 @@ def _passage(plan: Plan, tokenizer: Tokenizer, sample: int, units: _Units) -> Pa
     for length, some in zip(plan.lengths, wanted, strict=True):
         n_read = length - n_room
         place = Place(length, n_read, max(0, n_read - plan.window), tuple(sorted(rank[i] for i in some)))
-        if any(keys[i].place + keys[i].n_tokens > n_read for i in place.keys) or not any(prose[place.n_before : n_read]):
+        if any(keys[i].place + keys[i].n_tokens > n_read for i in place.keys) or not any(
+            prose[place.n_before : n_read]
+        ):
             raise _too_short(plan, length)
         places.append(place)
     return Passage(tuple(tokens[:n_tokens]), tuple(prose[:n_tokens]), tuple(keys), tuple(places))
@@ -205,7 +207,9 @@ def _targets(plan: Plan, n_room: int) -> tuple[list[int], list[list[int]]]:
 
 
 def _too_short(plan: Plan, length: int) -> EvalError:
-    return EvalError(f"a length of {length} tokens is too short for {plan.keys} keys; give fewer keys or longer lengths")
+    return EvalError(
+        f"a length of {length} tokens is too short for {plan.keys} keys; give fewer keys or longer lengths"
+    )
 
 
 def _nearest(targets: Sequence[int], middle: int, taken: Sequence[int]) -> int | None:
