@@ -127,7 +127,7 @@ class GroupPolicy:
         length = 1
         while length <= n_tokens:
             ga_n, longest = self.begin(length), self._longest(length)
-            while longest < n_tokens and self.begin(longest + 1) == ga_n:
+            while longest < self.n_ctx and self.begin(longest + 1) == ga_n:
                 longest = self._longest(longest + 1)
             yield ga_n, longest
             length = longest + 1

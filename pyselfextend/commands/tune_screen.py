@@ -35,7 +35,7 @@ def show(console: Console, plan: Plan, choices: Sequence[Choice], path: Path, *,
         f"{'plain' if ga_n == 1 else ga_n} up to {min(longest, plan.lengths[-1])}"
         for ga_n, longest in policy.steps(plan.lengths[-1])
     ]
-    console.print(f"auto: {', '.join(limits)} tokens; beyond, at least that, as the authors' rule has it")
+    console.print(f"auto: {', '.join(limits)} tokens; beyond by the authors' rule, and no less")
     for line in _against_rule(choices):
         console.print(line)
     place = f"result in {printable(str(path), lines=False)}"
@@ -56,7 +56,7 @@ def _table(choices: Sequence[Choice]) -> Table:
                 f"{cell.log_p.value:.2f}",
                 _interval(cell.log_p),
                 f"{cell.n_right}/{cell.n_keys}",
-                f"{cell.perplexity:.2f}{'*' if cell.counts else ' '}",
+                f"{cell.perplexity:.{2 if cell.perplexity < 1000 else 0}f}{'*' if cell.counts else ' '}",
                 _mark(cell, choice),
                 style="bold" if cell is choice.chosen else "",
             )
