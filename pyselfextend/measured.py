@@ -62,7 +62,7 @@ def groups(model: Path, n_ctx_train: int, ga_w: int) -> GroupTable:
     """
     digest = _digest(model)
     path = place(digest, ga_w) if digest else None
-    return _read(path, digest, n_ctx_train, ga_w) if path is not None and path.exists() else ()
+    return _read(path, digest, n_ctx_train, ga_w) if path is not None and os.path.exists(path) else ()
 
 
 def groups_by_window(model: Path, n_ctx_train: int) -> dict[int, GroupTable]:
@@ -116,7 +116,7 @@ def _digest(model: Path) -> str:
     if wanted not in (MEASURED, RULE):
         raise SettingError(f"{VARIABLE} is {wanted!r}; it must be {MEASURED} or {RULE}")
     folder = data_dir()
-    if wanted == RULE or folder is None or not (folder / "tune").is_dir():
+    if wanted == RULE or folder is None or not os.path.isdir(folder / "tune"):  # also where it must not be looked at
         return ""
     return fingerprint(model)
 

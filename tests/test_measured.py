@@ -150,6 +150,12 @@ def test_a_file_that_cannot_be_read(path: Path, store: Store) -> None:
         assert measured.groups(path, L, W) == ()
 
 
+def test_a_folder_that_cannot_be_looked_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSELFEXTEND_DATA_DIR", "x" * 5000)
+    assert measured.groups(path, L, W) == ()
+    assert measured.groups_by_window(path, L) == {}
+
+
 def test_it_can_be_left_aside(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store()
     for value, expected in (("rule", ()), ("measured", TABLE), ("", TABLE)):

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: Defaults: keys that are asked for at a length, texts, tokens before a length whose probabilities are its perplexity.
-KEYS, SAMPLES, WINDOW = 16, 1, 1024
+KEYS, SAMPLES, WINDOW = 12, 1, 1024
 
 KEYS_MAX, SAMPLES_MAX = 64, 1000
 
