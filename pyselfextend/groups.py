@@ -137,7 +137,10 @@ class GroupPolicy:
         for length, _ in self.table:
             if n_tokens <= length:
                 return length
-        return n_tokens - 1 + bisect_right(range(n_tokens, self.n_ctx + 1), self.begin(n_tokens), key=self.begin)
+        ga_n, high = self.begin(n_tokens), n_tokens  # beyond the table it grows with the length
+        while high < self.n_ctx and self.begin(high) == ga_n:
+            high = min(2 * high, self.n_ctx)
+        return n_tokens - 1 + bisect_right(range(n_tokens, high + 1), ga_n, key=self.begin)
 
     def _reaching(self, ga_n: int, n_tokens: int) -> int:
         """A group, raised where it does not reach: it may not where ``ga_w`` is close to the trained context."""
