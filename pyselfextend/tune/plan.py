@@ -76,13 +76,11 @@ def default_lengths(n_ctx_train: int) -> tuple[int, ...]:
 
 
 def default_groups(n_ctx_train: int, ga_w: int, lengths: Sequence[int]) -> tuple[int, ...]:
-    """1, 2, 3, 4, 6, 8, 12, ... up to the group that the rule chooses for the longest length.
-
-    Those that reach the shortest one; one more where none but the last would reach the longest.
+    """1, 2, 3, 4, 6, 8, 12, ... up to the group that the rule chooses for the longest length: those that reach the
+    shortest one.
     """
     largest = ga_n_auto(n_ctx_train, ga_w, max(lengths))
-    found = [ga_n for ga_n in _ladder(largest) if n_ctx_reach(n_ctx_train, ga_n, ga_w) >= min(lengths)]
-    return tuple(found)
+    return tuple(ga_n for ga_n in _ladder(largest) if n_ctx_reach(n_ctx_train, ga_n, ga_w) >= min(lengths))
 
 
 def _ladder(largest: int) -> Iterator[int]:
