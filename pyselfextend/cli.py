@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Show a model answering from beyond its trained window.",
     "plan": "Say which settings reach a length, and what they take.",
     "eval": "Measure how good models are at long texts.",
+    "tune": "Measure which group size a model reads best with.",
     "bench": "Measure how fast a model reads and writes, and its memory.",
     "doctor": "Say what is built in, and whether a model is supported.",
     "completion": "Print a script that makes a shell complete what is typed.",

@@ -8,6 +8,8 @@ largest relative position that the model sees, and positions near ``L`` are unde
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,6 +20,7 @@ __all__ = [
     "N_ANSWER",
     "RULE",
     "GroupPolicy",
+    "GroupTable",
     "auto_limit",
     "choose_ga_n",
     "default_ga_w",
@@ -31,6 +34,10 @@ RULE = (Fraction(1, 2), Fraction(2, 3))
 
 #: The largest default window: near keys are kept twice, and a text is seldom repeated word by word further away.
 GA_W_MAX = 2048
+
+#: Groups that were measured (``measured``): lengths in tokens, ascending, each with the group of texts of that length,
+#: which reaches it.
+GroupTable = tuple[tuple[int, int], ...]
 
 #: Tokens that an answer is expected to have where nobody has said it.
 N_ANSWER = 256
@@ -101,17 +108,56 @@ class GroupPolicy:
     n_ctx: int
     """The context in tokens."""
 
+    table: GroupTable = ()
+    """Groups that were measured on the model; without, the rule is followed."""
+
     ga_map: str = SELF_EXTEND.name
     """The map of positions."""
 
     @property
     def ga_n_max(self) -> int:
-        """The group of a text that fills the context, to which the engine raises one that no longer reaches."""
-        return self.begin(self.n_ctx)
+        """The largest group of any text, to which the engine raises one that no longer reaches: without a table that of
+        a text that fills the context."""
+        largest = max(self.begin(length) for length in (*(length for length, _ in self.table), self.n_ctx))
+        return self._reaching(largest, self.n_ctx)
 
     def begin(self, n_tokens: int) -> int:
-        """The group of a text that is read from its beginning, of ``n_tokens`` tokens with the answer."""
-        return ga_n_auto(self.n_ctx_train, self.ga_w, min(n_tokens, self.n_ctx), self.ga_map)
+        """The group of a text that is read from its beginning, of ``n_tokens`` tokens with the answer.
+
+        That of the smallest length that was measured and is not below it. Beyond the longest one that of the rule, and
+        no smaller one than was measured last: the rule knows nothing of this model. It need not grow with the length
+        where that was measured, and always reaches.
+        """
+        n_tokens = min(n_tokens, self.n_ctx)
+        for length, ga_n in self.table:
+            if n_tokens <= length:
+                return self._reaching(ga_n, n_tokens)
+        ga_n = ga_n_auto(self.n_ctx_train, self.ga_w, n_tokens, self.ga_map)
+        return self._reaching(max(ga_n, self.table[-1][1]), n_tokens) if self.table else ga_n
+
+    def steps(self, n_tokens: int) -> Iterator[tuple[int, int]]:
+        """The groups of texts of up to ``n_tokens``, each with the longest text that it is chosen for, in tokens."""
+        length = 1
+        while length <= n_tokens:
+            ga_n, longest = self.begin(length), self._longest(length)
+            while longest < self.n_ctx and self.begin(longest + 1) == ga_n:
+                longest = self._longest(longest + 1)
+            yield ga_n, longest
+            length = longest + 1
+
+    def _longest(self, n_tokens: int) -> int:
+        """How long a text may be that has the group of ``n_tokens`` for the same reason."""
+        for length, _ in self.table:
+            if n_tokens <= length:
+                return length
+        ga_n, high = self.begin(n_tokens), n_tokens  # beyond the table it grows with the length
+        while high < self.n_ctx and self.begin(high) == ga_n:
+            high = min(2 * high, self.n_ctx)
+        return n_tokens - 1 + bisect_right(range(n_tokens, high + 1), ga_n, key=self.begin)
+
+    def _reaching(self, ga_n: int, n_tokens: int) -> int:
+        """A group, raised where it does not reach: it may not where ``ga_w`` is close to the trained context."""
+        return positions.ga_n_raised(self.n_ctx_train, ga_n, positions.GA_N_MAX, self.ga_w, n_tokens, self.ga_map)
 
     def resume(self, ga_n: int, n_kept: int, n_tokens: int) -> int:
         """The group of a text of ``n_tokens`` tokens with the answer, of which ``n_kept`` have been read with ``ga_n``.

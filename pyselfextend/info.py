@@ -52,6 +52,9 @@ class SelfExtendInfo:
     ga_map: str = SELF_EXTEND.name
     """The map of positions, a name from ``maps.MAPS``."""
 
+    is_measured: bool = False
+    """Whether the group follows the length as ``pyselfextend tune`` has measured it on this model, not by the rule."""
+
     @property
     def n_ctx_next(self) -> int:
         """The longest sequence for which ``ga_n`` is enough, in tokens: the next limit, where it follows the length."""
@@ -77,9 +80,11 @@ class SelfExtendInfo:
         is_last = self.ga_n >= self.ga_n_max
         follows = "" if is_last else f" (beyond {self.n_ctx_next} tokens up to {self.ga_n_max})"
         by = "" if self.ga_map == SELF_EXTEND.name else f" ga_map={self.ga_map}"
+        source = ", groups as measured by tune" if self.is_measured else ""
         return (
-            f"SelfExtend{by} ga_n={self.ga_n}{follows} ga_w={self.ga_w}, trained context {self.n_ctx_train} tokens, "
-            f"reach {self.n_ctx_reach} tokens, KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "
+            f"SelfExtend{by} ga_n={self.ga_n}{follows} ga_w={self.ga_w}{source}, "
+            f"trained context {self.n_ctx_train} tokens, reach {self.n_ctx_reach} tokens, "
+            f"KV cache {_mib(self.bytes_far)} far + {_mib(self.bytes_near)} near, "
             f"attention {describe(self.attention)}, memory {memory}"
         )
 

@@ -14,8 +14,9 @@ from .cache_size import CACHE_TYPES, CacheSize, cache_size, cache_type, n_ctx_pa
 from .compute_size import COMPOSED, FUSED, PLAIN, compute_size
 from .config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from .errors import SettingError
-from .groups import RULE, auto_limit, default_ga_w, ga_n_auto, ga_n_by_rule, rule_share
+from .groups import RULE, GroupPolicy, default_ga_w, ga_n_by_rule, rule_share
 from .maps import SELF_EXTEND, map_named
+from .measured import groups
 from .memory import FreeMemory, free_memory
 from .model_info import ModelInfo, model_info
 
@@ -135,7 +136,8 @@ class Plan:
     """Cells that llama.cpp makes for it."""
 
     recommended: Pair | None
-    """What ``ga_n="auto"`` chooses, by the authors' rule. None: the plain model, or nothing, as ``why`` says."""
+    """What ``ga_n="auto"`` chooses, by the authors' rule or as it was measured. None: the plain model, or nothing, as
+    ``why`` says."""
 
     why: str
     """Why that is recommended, in a sentence."""
@@ -146,6 +148,9 @@ class Plan:
     auto: tuple[AutoGroup, ...]
     """What ``ga_n="auto"`` reads shorter texts with, and last one of ``n_tokens``, with the window of ``recommended``.
     Empty where the model cannot be extended, and with a map whose group does not follow the length."""
+
+    is_measured: bool
+    """Whether these are the groups that ``pyselfextend tune`` has measured on the model, not those of the rule."""
 
     pairs: tuple[Pair, ...]
     """Pairs that reach it: the recommended one, and for each window the smallest ``ga_n`` that does, and the smallest
@@ -228,11 +233,13 @@ def make_plan(
     asked: Pair | None = None
     auto: tuple[AutoGroup, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    is_longer = model.refused is None and n_tokens > n_ctx_train
+    table = groups(model.path, n_ctx_train, window) if is_longer and ga_map == SELF_EXTEND.name else ()
+    policy = GroupPolicy(n_ctx_train, window, SETTING_MAX, table, ga_map)
     if model.refused is None:
-        auto = tuple(_auto(n_ctx_train, window, n_tokens, ga_map)) if by.follows else ()
-        if n_tokens > n_ctx_train:
-            chosen = ga_n_auto(n_ctx_train, window, n_tokens, ga_map)
-            recommended = _pair(n_ctx_train, chosen, window, n_tokens, ga_map)
+        auto = tuple(_auto(policy, n_tokens)) if by.follows else ()
+        if is_longer:
+            recommended = _pair(n_ctx_train, policy.begin(n_tokens), window, n_tokens, ga_map)
             pairs = _pairs(n_ctx_train, ga_w, n_tokens, ga_map, recommended)
         if ga_n is not None and config.ga_n != AUTO:
             asked = _pair(n_ctx_train, int(config.ga_n), window, n_tokens, ga_map)
@@ -247,9 +254,10 @@ def make_plan(
         n_tokens=n_tokens,
         n_ctx=n_ctx_padded(n_tokens),
         recommended=recommended,
-        why=_why(model, recommended, n_tokens, ga_map),
+        why=_why(model, recommended, policy, n_tokens),
         asked=asked,
         auto=auto,
+        is_measured=bool(table),
         pairs=pairs,
         pair=pair,
         memory=(),
@@ -283,22 +291,16 @@ def _pair(n_ctx_train: int, ga_n: int, ga_w: int, n_tokens: int, ga_map: str) ->
     )
 
 
-def _auto(n_ctx_train: int, ga_w: int, n_tokens: int, ga_map: str) -> Iterator[AutoGroup]:
-    """The groups of texts of up to ``n_tokens``, as ``ga_n_auto`` chooses them.
+def _auto(policy: GroupPolicy, n_tokens: int) -> Iterator[AutoGroup]:
+    """The groups of texts of up to ``n_tokens``.
 
     With other maps than SelfExtend's, whose groups may be many, those of the plain model and of ``n_tokens``.
     """
-    if ga_map != SELF_EXTEND.name:
-        yield AutoGroup(map_named(ga_map).unit, n_ctx_train)
-        if n_tokens > n_ctx_train:
-            yield AutoGroup(ga_n_auto(n_ctx_train, ga_w, n_tokens, ga_map), n_tokens)
+    if policy.ga_map == SELF_EXTEND.name:
+        yield from (AutoGroup(*step) for step in policy.steps(n_tokens))
         return
-    length = 1
-    while length <= n_tokens:
-        ga_n = ga_n_auto(n_ctx_train, ga_w, length)
-        longest = auto_limit(n_ctx_train, ga_w, ga_n)
-        yield AutoGroup(ga_n, longest)
-        length = longest + 1
+    for length in sorted({policy.n_ctx_train, max(policy.n_ctx_train, n_tokens)}):
+        yield AutoGroup(policy.begin(length), length)
 
 
 def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int, ga_map: str, recommended: Pair) -> tuple[Pair, ...]:
@@ -318,7 +320,7 @@ def _pairs(n_ctx_train: int, ga_w: int | None, n_tokens: int, ga_map: str, recom
     return tuple(found)
 
 
-def _why(model: ModelInfo, pair: Pair | None, n_tokens: int, ga_map: str) -> str:
+def _why(model: ModelInfo, pair: Pair | None, policy: GroupPolicy, n_tokens: int) -> str:
     n_ctx_train = model.n_ctx_train
     if model.refused is not None:
         return model.refused
@@ -327,8 +329,13 @@ def _why(model: ModelInfo, pair: Pair | None, n_tokens: int, ga_map: str) -> str
             f"{n_tokens} tokens fit into the trained window of {n_ctx_train}, and there the plain model is better than "
             "any group size above 1"
         )
+    ga_map, table = policy.ga_map, policy.table
     if map_named(ga_map).fills:
         return f"ga_n={pair.ga_n} is the smallest that reaches"
+    if measured := next((length for length, _ in table if n_tokens <= length), None):
+        return f"pyselfextend tune has measured on this model that it reads {measured} tokens best with it"
+    if table and pair.ga_n == table[-1][1]:
+        return f"pyselfextend tune has measured that for {table[-1][0]} tokens, and the authors' rule asks for no more"
     if pair.rule is None:
         return (
             f"with ga_w={pair.ga_w} no ga_n keeps the authors' rule, and ga_n={pair.ga_n} is the smallest power of two "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from reference import Reference
 from test_reference import some_tokens
 from yardstick import N_TOKENS, Distance, stock_rounding
+
+_data = tempfile.TemporaryDirectory(prefix="pyselfextend-data-")
+os.environ["PYSELFEXTEND_DATA_DIR"] = _data.name  # what a user has measured must not show in a test
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,7 +20,7 @@ from reference import Reference, log_softmax
 
 from pyselfextend import EvalError, Llama, ModelFileError, SelfExtendError, SettingError
 from pyselfextend.cache_size import cache_size
-from pyselfextend.eval import run
+from pyselfextend.eval import room
 from pyselfextend.eval.cases import Case, Choose, Generate, Score, Task, Tokenizer
 from pyselfextend.eval.model import EvalModel
 from pyselfextend.eval.results import Result, ResultsFile, read_results
@@ -181,7 +181,7 @@ def test_the_cache_of_auto(models: list[Path], monkeypatch: pytest.MonkeyPatch) 
         windows.append(ga_w)
         return cache_size(*args, ga_w=ga_w, **kwargs)
 
-    monkeypatch.setattr(run, "cache_size", spied)
+    monkeypatch.setattr(room, "cache_size", spied)
     for length in (486, 900):
         task = replace(PASSKEY, lengths=(length,), depths=(0.0,))
         assert len(list(evaluate(models[:1], [task], settings("auto", "plain", "4:32"), options=ONE))) == 3

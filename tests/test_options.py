@@ -24,6 +24,7 @@ SMALL = {
     "demo": "--model MODEL --tokens 600 --threads 1",
     "plan": "MODEL",
     "doctor": "MODEL",
+    "tune": "MODEL --lengths 400 --groups 2 --keys 1 --threads 1 --output TUNED",
     "bench": "MODEL --no-stock --no-pairs --depths 0 --prefill 8 --decode 1 --rounds 1 --threads 1",
     "completion": "bash",
     "eval passkey": "MODEL --lengths 400 --depths 0 --digits 5 EVAL",
@@ -44,7 +45,7 @@ VALUES = ["", "nonsense", "-1", "1.5", "nan", "2147483647", "9" * 40, ",", "\x1b
           "FIFO", "MODEL"]  # fmt: skip
 
 #: What may be a FIFO: the command waits until somebody reads or writes there.
-STREAMS = ("text", "files", "json_path", "plot_path")
+STREAMS = ("text", "files", "json_path", "plot_path", "plot")
 
 
 def commands(group: click.Group, before: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
@@ -97,7 +98,7 @@ def places(tiny_model: Path, tmp_path: Path) -> dict[str, str]:
     return {"MODEL": shutil.copy(tiny_model, tmp_path)} | {
         word: str(tmp_path / name)
         for word, name in [("FOLDER", "folder"), ("OUT", "out"), ("EMPTY", "empty"), ("FIFO", "fifo"),
-                           ("MISSING", "missing"), ("RESULTS", "results.jsonl")]
+                           ("MISSING", "missing"), ("RESULTS", "results.jsonl"), ("TUNED", "tuned.json")]
     }  # fmt: skip
 
 

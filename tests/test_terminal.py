@@ -204,7 +204,17 @@ def calls(path: Path, out: Path) -> Iterator[list[str | Path]]:
     yield ["eval", "passkey", path, "--lengths", "400", "--depths", "0", "--digits", "5", "--setting", "plain",
            "--threads", "1", "--out", out / EVIL]  # fmt: skip
     yield ["eval", "report", out / EVIL / "results.jsonl", "--out", out / f"{EVIL} again"]
-    for words in (["plan"], ["doctor"], ["demo", "--model"], ["bench"], ["eval", "passkey"], ["eval", "report"]):
+    yield ["tune", path, "--lengths", "400", "--groups", "2", "--keys", "1", "--threads", "1",
+           "--output", out / f"{EVIL} tuned.json", "--plot", out / f"{EVIL} tuned.png"]  # fmt: skip
+    for words in (
+        ["plan"],
+        ["doctor"],
+        ["demo", "--model"],
+        ["bench"],
+        ["tune"],
+        ["eval", "passkey"],
+        ["eval", "report"],
+    ):
         yield [*words, missing]
     yield ["bench", path, "--json", out / "nowhere" / f"{EVIL}.json"]
     yield ["bench", path, "--no-stock", "--plot", out / f"{EVIL}.x\x1b[2J"]
@@ -262,6 +272,8 @@ ENVIRONMENTS: list[dict[str, str | None]] = [
     {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "TMPDIR": "/nowhere"},
     {"PYSELFEXTEND_CACHE_DIR": "/proc/1/x", "_PYSELFEXTEND_COMPLETE": "", "LLAMA_CPP_LIB_PATH": "/nowhere"},
     {"PYSELFEXTEND_ATTN": "nonsense"},
+    {"PYSELFEXTEND_DATA_DIR": "/proc/1/x"},
+    {name: None for name in ("PYSELFEXTEND_DATA_DIR", "XDG_DATA_HOME", "HOME")},
 ]
 
 
@@ -276,6 +288,7 @@ def test_environments(tiny_model: Path, tmp_path: Path, environment: dict[str, s
           "--threads", "1", "--out", tmp_path / "out"], {0}),
         (["bench", tiny_model, "--no-stock", "--no-pairs", "--depths", "0", "--prefill", "8", "--decode", "1",
           "--rounds", "1", "--threads", "1"], {0, 2}),
+        (["tune", tiny_model, "--lengths", "400", "--groups", "2", "--keys", "1", "--threads", "1"], {0, 2}),
     ]:  # fmt: skip
         done = run(*words, env=given)
         text = (done.stdout + done.stderr).decode(errors="replace")

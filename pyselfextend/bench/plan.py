@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +23,9 @@ from .. import positions
 from ..cache_size import CACHE_TYPES, cache_type
 from ..config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from ..errors import SettingError
-from ..groups import GroupPolicy, default_ga_w, ga_n_auto
+from ..groups import GroupPolicy, GroupTable, default_ga_w
 from ..machine import n_cores
+from ..measured import groups_by_window
 from ..model_info import model_info
 from .worker import ATTN, N_WARM_UP
 
@@ -70,6 +71,9 @@ class Configuration:
 
     ga_n_max: int = 0
     """To what the group may be raised, which is auto; 0: it stays ``ga_n``."""
+
+    table: GroupTable = ()
+    """Of auto: the groups that ``pyselfextend tune`` has measured on the model."""
 
     @property
     def is_auto(self) -> bool:
@@ -174,7 +178,8 @@ class Plan:
         """The group size that a configuration has at a depth."""
         if not configuration.is_auto:
             return configuration.ga_n
-        return ga_n_auto(self.n_ctx_train, configuration.ga_w, depth + self.n_room)
+        n_tokens = depth + self.n_room
+        return GroupPolicy(self.n_ctx_train, configuration.ga_w, n_tokens, configuration.table).begin(n_tokens)
 
     def changed(self) -> tuple[Configuration, ...]:
         """The configurations whose group is changed at the last depth: auto, beyond the trained context."""
@@ -264,12 +269,13 @@ def make_plan(
     fixed = [(int(ga_n), ga_w) for ga_n, ga_w in found if ga_n != AUTO]
     chosen = _depths(depths, fixed, n_ctx_train, n_room)
     n_ctx = chosen[-1] + n_room
-    ranges = [(_range(n_ctx_train, ga_n, ga_w, n_ctx), ga_w) for ga_n, ga_w in found]
+    measured = groups_by_window(info.path, n_ctx_train) if any(ga_n == AUTO for ga_n, _ in found) else {}
+    chosen_pairs = [_extended(n_ctx_train, ga_n, ga_w, n_ctx, measured.get(ga_w, ())) for ga_n, ga_w in found]
     plan = Plan(
         path,
         f"{info.architecture} {info.quantization}, {info.n_params / 1e6:.3g} million parameters",
         n_ctx_train,
-        tuple(_configurations(ranges, plain, stock_flash if stock else (), attn, flash, caches)),
+        tuple(_configurations(chosen_pairs, plain, stock_flash if stock else (), attn, flash, caches)),
         chosen,
         tuple(_threads(threads)),
         swa_full=swa_full,
@@ -290,9 +296,12 @@ def _pair(n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int | None) -> tu
     return config.ga_n, config.ga_w
 
 
-def _range(n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int, n_ctx: int) -> tuple[int, int]:
-    """``ga_n`` and ``ga_n_max``. Auto is not plain in a short context either: it is measured what short texts cost."""
-    return (1, max(2, GroupPolicy(n_ctx_train, ga_w, n_ctx).ga_n_max)) if ga_n == "auto" else (ga_n, 0)
+def _extended(n_ctx_train: int, ga_n: int | Literal["auto"], ga_w: int, n_ctx: int, table: GroupTable) -> Configuration:
+    """A pair in our library. Auto is not plain in a short context either: it is measured what short texts cost."""
+    if ga_n != "auto":
+        return Configuration(OURS, ga_n, ga_w)
+    ga_n_max = max(2, GroupPolicy(n_ctx_train, ga_w, n_ctx, table).ga_n_max)
+    return Configuration(OURS, 1, ga_w, ga_n_max=ga_n_max, table=table)
 
 
 def _depths(
@@ -320,7 +329,7 @@ def _threads(threads: Sequence[int] | None) -> Iterator[int]:
 
 
 def _configurations(
-    pairs: Sequence[tuple[tuple[int, int], int]],
+    pairs: Sequence[Configuration],
     plain: bool,
     stock_flash: Sequence[bool],
     attn: Sequence[str],
@@ -340,9 +349,9 @@ def _configurations(
         for on in (on for on in dict.fromkeys(flash) if on in possible):
             if plain:
                 yield Configuration(OURS, flash=on, type_k=type_k, type_v=type_v)
-            for (ga_n, ga_n_max), ga_w in dict.fromkeys(pairs):
+            for pair in dict.fromkeys(pairs):
                 for kind in dict.fromkeys(attn):
-                    yield Configuration(OURS, ga_n, ga_w, kind, on, type_k, type_v, ga_n_max)
+                    yield replace(pair, attn=kind, flash=on, type_k=type_k, type_v=type_v)
 
 
 def _types(cache: str) -> tuple[str, str]:

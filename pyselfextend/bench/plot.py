@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from .._extras import need
 from ..errors import BenchError
-from ..output_file import write_output
+from ..figure_file import check_figure, write_figure
 from ..terminal import printable
 from .records import Results
 from .summary import Row, summarize
@@ -39,11 +38,7 @@ def check_plot(path: Path) -> None:
         MissingExtraError: matplotlib is missing.
         BenchError: it draws no files of that name.
     """
-    need("matplotlib", "bench")
-    figure = need("matplotlib.figure", "bench").Figure()
-    known = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in known:
-        raise BenchError(f"no plot can be written to {path}; its name must end in one of .{', .'.join(sorted(known))}")
+    check_figure(path, "bench", BenchError)
 
 
 def save_plot(results: Results, path: Path) -> None:
@@ -74,12 +69,7 @@ def save_plot(results: Results, path: Path) -> None:
     machine = results.machine
     title = printable(f"{results.plan.model.name}, {machine.cpu}, {machine.date[:10]}", lines=False)
     figure.suptitle(title, fontsize="medium", parse_math=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=150, format=path.suffix.removeprefix("."))
-    try:
-        write_output(path, drawn.getvalue())
-    except OSError as error:
-        raise BenchError(f"the plot cannot be written to {path}: {error.strerror or error}") from error
+    write_figure(figure, path, 150, BenchError)
 
 
 def _label(row: Row) -> str:

@@ -20,7 +20,7 @@ __all__ = ["Change", "Measurement", "Memory", "Opened", "Record", "Results", "op
 FORMAT = "pyselfextend-bench"
 
 #: 2: ``Opened`` has ``attention`` and ``memory``. Files of version 1 are read without.
-#: 3: ``Configuration`` has ``ga_n_max``, ``Measurement`` has ``ga_n``, and there is ``Change``.
+#: 3: ``Configuration`` has ``ga_n_max`` and ``table``, ``Measurement`` has ``ga_n``, and there is ``Change``.
 VERSION = 3
 VERSIONS = (1, 2, 3)
 
@@ -195,11 +195,15 @@ def _plan(fields: Mapping[str, Any]) -> Plan:
         **{
             **fields,
             "model": Path(fields["model"]),
-            "configurations": tuple(Configuration(**each) for each in fields["configurations"]),
+            "configurations": tuple(map(_configuration, fields["configurations"])),
             "depths": tuple(fields["depths"]),
             "threads": tuple(fields["threads"]),
         }
     )
+
+
+def _configuration(fields: Mapping[str, Any]) -> Configuration:
+    return Configuration(**{**fields, "table": tuple(map(tuple, fields.get("table", ())))})
 
 
 def _record(fields: Mapping[str, Any], configurations: Sequence[Configuration]) -> Record:

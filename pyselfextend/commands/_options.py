@@ -16,23 +16,30 @@ from click.shell_completion import CompletionItem
 
 from ..config import AUTO, SETTING_MAX
 from ..machine import n_cores
+from ..output_file import check_output
 from ._command import option
 
 __all__ = [
     "FRACTION",
     "GGUF_FILE",
+    "LENGTH_MAX",
     "CommaSeparated",
     "GgufFile",
     "GroupSize",
     "Integer",
     "NamedPath",
     "Real",
+    "output",
+    "prose",
     "seed",
     "threads",
     "window",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+#: The longest text in tokens, more than any model was trained on: a mistaken number would take all memory.
+LENGTH_MAX = 2**24
 
 N_THREADS_MAX = 512  # GGML_MAX_N_THREADS
 
@@ -177,3 +184,29 @@ def window(what: str, section: str = "Options") -> Callable[[_Function], _Functi
     """The neighbour window."""
     default = "1/8 of the trained window, at most 2048"
     return option("--ga-w", type=Integer(0), metavar="W", section=section, show_default=default, help=what)
+
+
+def prose(section: str) -> Callable[[_Function], _Function]:
+    """The prose that texts are made of; hands on a ``Text``."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Any:
+        from ..eval.text import default_text, read_text
+
+        if ctx.resilient_parsing:
+            return None
+        return default_text() if value is None else read_text(value)
+
+    return option(
+        "--text", type=NamedPath(dir_okay=False), metavar="FILE", section=section, callback=read,
+        help="A UTF-8 text.  [default: the documentation that comes with Python]",
+    )  # fmt: skip
+
+
+def output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """A callback of options that name a file: say now what cannot be written later."""
+    if path is not None:
+        try:
+            check_output(path)
+        except OSError as error:
+            raise click.BadParameter(f"{path} cannot be written: {error.strerror or error}", ctx, param) from None
+    return path

@@ -12,9 +12,9 @@ from click.shell_completion import CompletionItem
 from ..cache_size import CACHE_TYPES
 from ..config import AUTO
 from ..machine import n_cores
-from ..output_file import check_output, is_stream
+from ..output_file import is_stream
 from ._command import Command, option
-from ._options import GGUF_FILE, CommaSeparated, Integer, NamedPath
+from ._options import GGUF_FILE, CommaSeparated, Integer, NamedPath, output
 
 if TYPE_CHECKING:
     from ..bench.plan import GivenPair
@@ -53,16 +53,6 @@ class Pair(click.ParamType["GivenPair"]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """The word."""
         return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
-
-
-def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    """Say now what cannot be written later."""
-    if path is not None:
-        try:
-            check_output(path)
-        except OSError as error:
-            raise click.BadParameter(f"{path} cannot be written: {error.strerror or error}", ctx, param) from None
-    return path
 
 
 @click.command(
@@ -164,7 +154,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     type=NamedPath(),
     metavar="FILE",
     section="Results",
-    callback=_output,
+    callback=output,
     help="Write everything that was measured, after each depth; to a device or a FIFO at the end.",
 )
 @option(
@@ -173,7 +163,7 @@ def _output(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
     type=NamedPath(),
     metavar="FILE",
     section="Results",
-    callback=_output,
+    callback=output,
     help="Draw speed over depth, for example to a .png.",
 )
 def command(

@@ -21,6 +21,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 EPILOG = """The recommendation is what ga_n="auto" chooses: for N tokens beyond the trained window the smallest power of
 two with which ga_w + (N - ga_w) / ga_n stays below 2/3 of it. That is the authors' rule; they name 1/2 to 2/3.
+Where 'pyselfextend tune' has measured the model with this window, it is what reads best there.
 
 With --json, one object. model: path, parts, architecture, name, quantization, tensor_types, n_params, bytes_weights,
 bytes_input, bytes_blocks, bytes_output, n_ctx_train, n_embd, n_vocab, n_ff, rope, has_learned_positions, layers
@@ -28,7 +29,7 @@ bytes_input, bytes_blocks, bytes_output, n_ctx_train, n_embd, n_vocab, n_ff, rop
 refuses it, or null). n_tokens, n_ctx (cells).
 recommended, asked, pair (which memory is for) and each of pairs: ga_n, ga_w, n_ctx_reach, reaches, pos_rel_max,
 share, rule ("1/2", "2/3" or null); null is the plain model. why. auto: each ga_n that texts up to n_tokens are read
-with, and the longest text of each (n_tokens). memory, for each type of cache: cache (type_k,
+with, and the longest text of each (n_tokens); is_measured: by tune. memory, for each type of cache: cache (type_k,
 type_v, flash_attn, cells_far, cells_near, cells_swa, bytes_far, bytes_near, bytes_swa), bytes_compute and n_bytes in
 main memory, holds, bytes_cache_device, ways of the device (way, bytes_compute, n_bytes). impossible (types of cache,
 and why). n_ubatch. offload: layers, bytes_weights on the device, bytes_weights_rest; null without layers there. ga_map.

@@ -181,11 +181,11 @@ def _name(plan: Plan, pair: Pair) -> str:
 
 def _auto(plan: Plan) -> str:
     """What ``ga_n="auto"`` does."""
-    plain, *groups = plan.auto
-    if not groups:
-        return f"auto: plain up to {plain.n_tokens} tokens"
-    limits = ", ".join(f"{each.ga_n} up to {each.n_tokens}" for each in groups)
-    return f"auto: ga_n={groups[-1].ga_n} for {plan.n_tokens} tokens (plain up to {plain.n_tokens}, {limits})"
+    limits = [f"{'plain' if each.ga_n == 1 else each.ga_n} up to {each.n_tokens}" for each in plan.auto]
+    if len(limits) == 1 and plan.auto[0].ga_n == 1:
+        return f"auto: {limits[0]} tokens"
+    source = "; as tune has measured" if plan.is_measured else ""
+    return f"auto: ga_n={plan.auto[-1].ga_n} for {plan.n_tokens} tokens ({', '.join(limits)}{source})"
 
 
 def _position(pair: Pair, n_ctx_train: int) -> str:

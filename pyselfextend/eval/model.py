@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import codecs
 import ctypes
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..closing import Closing
-from ..errors import EvalError, ModelFileError, SettingError
+from ..errors import EvalError, SettingError
 from ..llama import CACHE_TYPES
 from ..opening import open_quietly
 from .cases import Tokenizer, Tokens
@@ -41,7 +40,7 @@ from .sharing import N_SLICE, n_read, shared_prefix
 
 import llama_cpp  # isort: skip  # after ..llama, which makes it load our library
 
-__all__ = ["Answer", "EvalModel", "LogProbs", "Progress", "cache_type", "fingerprint"]
+__all__ = ["Answer", "EvalModel", "LogProbs", "Progress", "cache_type", "scored"]
 
 _library = _native.load()
 
@@ -50,9 +49,6 @@ N_SLICE_LOGITS = 128
 
 #: A state of a prompt's beginning is kept if it takes no more than this part of the free memory.
 MEMORY_SHARE = 0.5
-
-#: Places of a file that go into its fingerprint.
-N_SAMPLES = 256
 
 #: Called when tokens have been evaluated: their number, and that of the tokens before them.
 Progress = Callable[[int, int], None]
@@ -96,23 +92,12 @@ class _State:
         return self.group == group and self.tokens == list(prompt)
 
 
-def fingerprint(path: Path) -> str:
-    """A hash that two different models do not share: of the size of the file, its first MiB and samples of the rest.
-
-    Raises:
-        ModelFileError: the file cannot be read.
-    """
-    try:
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with path.open("rb") as file:
-            digest.update(file.read(2**20))
-            for i in range(N_SAMPLES):
-                file.seek(size * i // N_SAMPLES)
-                digest.update(file.read(4096))
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from None
-    return digest.hexdigest()[:16]
+def scored(rows: NDArray[np.float32], tokens: Sequence[int] | NDArray[np.int64]) -> LogProbs:
+    """Score tokens by the logits that predict them, [n_tokens, n_vocab]."""
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    chosen = shifted[np.arange(len(tokens)), tokens]
+    values = chosen - np.log(np.exp(shifted, dtype=np.float64).sum(axis=1))
+    return LogProbs(values, rows.argmax(axis=1) == tokens)
 
 
 def cache_type(name: str) -> int:
@@ -290,15 +275,12 @@ class EvalModel(Closing):
 
     def _score(self, first: NDArray[np.float32], continuation: Tokens) -> LogProbs:
         """Score a continuation of what is in the cache, which ``first`` are the logits behind."""
-        values, greedy = [], []
-        for rows, tokens in self._rows(first, continuation):
-            shifted = rows - rows.max(axis=1, keepdims=True)
-            chosen = shifted[np.arange(len(tokens)), tokens]
-            values.append(chosen - np.log(np.exp(shifted, dtype=np.float64).sum(axis=1)))
-            greedy.append(rows.argmax(axis=1) == tokens)
-        if not values:
+        found = [scored(rows, tokens) for rows, tokens in self._rows(first, continuation)]
+        if not found:
             return LogProbs(np.zeros(0), np.zeros(0, dtype=np.bool_))
-        return LogProbs(np.concatenate(values), np.concatenate(greedy))
+        return LogProbs(
+            np.concatenate([each.values for each in found]), np.concatenate([each.greedy for each in found])
+        )
 
     def _rows(
         self, first: NDArray[np.float32], continuation: Tokens

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import _native
-from ..cache_size import cache_size
 from ..errors import EvalError, SelfExtendError
+from ..fingerprint import fingerprint
 from ..machine import describe
-from ..memory import free_memory
 from ..model_info import ModelInfo, model_info
 from .cases import Case, Choose, Generate, Score, Task, Tokens
 from .metrics import METRICS
-from .model import EvalModel, fingerprint
+from .model import EvalModel
 from .results import Result, RunInfo
+from .room import check_room
 from .settings import Rope, Setting
-from .sharing import N_SLICE, Reading, cost, n_read, plan_readings
+from .sharing import Reading, cost, n_read, plan_readings
 
 __all__ = ["Column", "Model", "Options", "Watcher", "evaluate", "run_info"]
 
@@ -206,7 +206,12 @@ def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterat
     column, error, model = plan.column, plan.error, None
     try:
         if not error:
-            _check_memory(plan, options)
+            is_extended = column.setting.group(column.model.rope, plan.n_ctx) > 1
+            check_room(
+                column.model.info, plan.n_ctx, column.setting.ga_w if is_extended else None,
+                type_k=column.type_k, type_v=column.type_v, n_gpu_layers=options.n_gpu_layers,
+                flash_attn=options.flash_attn,
+            )  # fmt: skip
             model = EvalModel(
                 column.model.path, column.setting, column.model.rope, plan.n_ctx,
                 type_k=column.type_k, type_v=column.type_v, n_threads=options.n_threads,
@@ -221,28 +226,6 @@ def _carry_out(plan: _Plan, options: Options, watcher: Watcher | None) -> Iterat
     finally:
         if model is not None:
             model.close()
-
-
-def _check_memory(plan: _Plan, options: Options) -> None:
-    """Refuse a cache that llama.cpp does not make, or that does not fit beside the weights."""
-    column, info = plan.column, plan.column.model.info
-    if options.n_gpu_layers or not info.has_plain_cache:
-        return
-    size = cache_size(
-        info.layers,
-        plan.n_ctx,
-        ga_w=column.setting.ga_w if column.setting.group(column.model.rope, plan.n_ctx) > 1 else None,
-        type_k=column.type_k,
-        type_v=column.type_v,
-        n_ubatch=N_SLICE,
-        flash_attn=options.flash_attn,
-    )
-    needed, free = info.bytes_weights + size.n_bytes, free_memory().n_bytes
-    if needed > free:
-        raise EvalError(
-            f"weights and a cache for {plan.n_ctx} tokens take {needed / 2**20:.0f} MiB, "
-            f"and {free / 2**20:.0f} MiB are free"
-        )
 
 
 def _prompt(case: Case) -> Tokens:

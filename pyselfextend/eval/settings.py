@@ -6,6 +6,7 @@ Pure: imports nothing native.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,12 +15,13 @@ from typing import Any
 
 from ..config import AUTO, SETTING_MAX, SelfExtendConfig, integer
 from ..errors import SettingError
-from ..groups import default_ga_w, ga_n_auto
+from ..groups import GroupPolicy, GroupTable, default_ga_w
 from ..maps import MAPS, SELF_EXTEND
+from ..measured import groups_by_window
 from ..model_info import ModelInfo, model_info
 from ..positions import n_ctx_reach
 
-__all__ = ["KINDS", "Rope", "Setting"]
+__all__ = ["KINDS", "MEASURED", "Rope", "Setting"]
 
 #: Maps that are settings as auto and pairs are.
 FOLLOWING = tuple(name for name, each in MAPS.items() if each.follows and each is not SELF_EXTEND)
@@ -32,6 +34,9 @@ ALLOWED = (
     f"one of the maps {', '.join(FOLLOWING)}, also with a window or a pair (jet-long:1024, jet-long:4:1024), or yarn, "
     "linear, ntk or mrrope, the last four also with a factor (yarn:4)"
 )
+
+#: Between the window and a digest of the groups in the name of auto with measured groups.
+MEASURED = "+"
 
 # enum llama_rope_scaling_type
 LINEAR, YARN = 1, 2
@@ -54,6 +59,9 @@ class Rope:
     is_learned: bool = False
     """Whether each position has learned weights, so that there are none beyond the trained context."""
 
+    measured: tuple[tuple[int, GroupTable], ...] = ()
+    """The groups that ``pyselfextend tune`` has measured on the model, by neighbour window."""
+
     @classmethod
     def of(cls, model: Path | ModelInfo) -> Rope:
         """What a GGUF file says.
@@ -63,15 +71,18 @@ class Rope:
         """
         info = model if isinstance(model, ModelInfo) else model_info(model)
         scaling = "" if info.rope.scaling == "none" else info.rope.scaling
-        return cls(info.n_ctx_train, info.rope.freq_base, info.rope.n_rot, scaling, info.has_learned_positions)
+        measured = tuple(groups_by_window(info.path, info.n_ctx_train).items())
+        return cls(
+            info.n_ctx_train, info.rope.freq_base, info.rope.n_rot, scaling, info.has_learned_positions, measured
+        )
 
 
 @dataclass(frozen=True)
 class Setting:
     """One column of a comparison.
 
-    ``auto`` reads each text with the group of its length, ``groups.ga_n_auto``; a pair reads all with one. So with
-    another map of positions, see ``maps``. ``yarn`` is
+    ``auto`` reads each text with the group of its length, as ``Llama`` does; a pair reads all with one. So with another
+    map of positions, see ``maps``. ``yarn`` is
     Peng et al., arXiv 2309.00071; ``linear`` is position interpolation, Chen et al., arXiv 2306.15595; ``ntk`` is the
     NTK-aware base ``b * s ** (d / (d - 2))`` of the same YaRN paper, section 3.1; ``mrrope`` is MrRoPE-Pro,
     arXiv 2601.22181. ``s`` is the factor by which the context grows, of ``mrrope`` a whole number. The first three are
@@ -88,6 +99,9 @@ class Setting:
 
     ga_map: str = SELF_EXTEND.name
     """Of a pair and of auto."""
+
+    table: GroupTable = ()
+    """Of auto, resolved: the groups that were measured on the model. What was asked with others has another name."""
 
     def __post_init__(self) -> None:
         if self.kind not in (*KINDS, "pair"):
@@ -130,7 +144,8 @@ class Setting:
         if self.kind == "pair":
             return f"{self.ga_map}:{self.ga_n}:{window}" if has_map else f"{self.ga_n}:{window}"
         if self.kind == "auto":
-            return (self.ga_map if has_map else "auto") + (f":{window}" if window else "")
+            measured = f"{MEASURED}{hashlib.sha256(repr(self.table).encode()).hexdigest()[:6]}" if self.table else ""
+            return (self.ga_map if has_map else "auto") + (f":{window}" if window else "") + measured
         return self.kind if self.factor is None else f"{self.kind}:{self.factor:g}"
 
     def resolve(self, rope: Rope, n_ctx: int) -> Setting:
@@ -146,7 +161,9 @@ class Setting:
         if self.kind in ("auto", "pair"):
             ga_w = default_ga_w(rope.n_ctx_train) if self.ga_w is None else self.ga_w
             n_ctx_reach(rope.n_ctx_train, 1, ga_w)  # refuses a window that is too large
-            return Setting(self.kind, self.ga_n, ga_w, ga_map=self.ga_map)
+            is_rule = self.kind != "auto" or self.ga_map != SELF_EXTEND.name
+            table = () if is_rule else dict(rope.measured).get(ga_w, ())
+            return Setting(self.kind, self.ga_n, ga_w, ga_map=self.ga_map, table=table)
         if rope.n_rot == 0:
             raise SettingError(f"{self.kind} scales RoPE, which the model does not have")
         if rope.scaling:
@@ -176,7 +193,7 @@ class Setting:
         if self.kind != "auto":
             return self.ga_n
         assert self.ga_w is not None
-        return ga_n_auto(rope.n_ctx_train, self.ga_w, n_tokens, self.ga_map)
+        return GroupPolicy(rope.n_ctx_train, self.ga_w, n_tokens, self.table, self.ga_map).begin(n_tokens)
 
     def arguments(self, rope: Rope) -> dict[str, Any]:
         """What ``Llama`` is given for it. The setting must be resolved."""

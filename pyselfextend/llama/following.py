@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
+from .. import _native, measured
 from ..config import SelfExtendConfig
 from ..groups import N_ANSWER, GroupPolicy, default_ga_w
+from ..maps import SELF_EXTEND
 from ..model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ ROPE = {
 }  # fmt: skip
 
 
-def policy(info: ModelInfo, config: SelfExtendConfig, n_ctx: int) -> GroupPolicy | None:
+def policy(
+    info: ModelInfo, config: SelfExtendConfig, n_ctx: int, arguments: Mapping[str, Any]
+) -> GroupPolicy | None:
     """The policy of an instance of a model. None: its context is as trained, or less.
+
+    With the groups that were measured on the model, unless ``arguments`` scale its positions.
 
     Raises:
         SettingError: ``ga_w`` is not below the trained context.
@@ -33,17 +38,25 @@ def policy(info: ModelInfo, config: SelfExtendConfig, n_ctx: int) -> GroupPolicy
     if n_ctx <= info.n_ctx_train:
         return None
     ga_w = default_ga_w(info.n_ctx_train, config.ga_map) if config.ga_w is None else config.ga_w
-    return GroupPolicy(info.n_ctx_train, ga_w, n_ctx, config.ga_map)
+    is_rule = config.ga_map != SELF_EXTEND.name or _scaling(arguments)
+    table = () if is_rule else measured.groups(info.path, info.n_ctx_train, ga_w)
+    return GroupPolicy(info.n_ctx_train, ga_w, n_ctx, table, config.ga_map)
 
 
 def refused(info: ModelInfo, arguments: Mapping[str, Any]) -> str | None:
     """Why a longer context is not one with SelfExtend, unless it is asked for by name."""
-    for name, value in ROPE.items():
-        if arguments.get(name, value) not in (value, None):
-            return f"{name}={arguments[name]} scales its positions"
+    if scaling := _scaling(arguments):
+        return scaling
     if info.rope.has_sections and arguments.get("chat_handler") is not None:
         return "a chat_handler is given, and images of this model have positions in several dimensions"
     return info.refused
+
+
+def _scaling(arguments: Mapping[str, Any]) -> str | None:
+    for name, value in ROPE.items():
+        if arguments.get(name, value) not in (value, None):
+            return f"{name}={arguments[name]} scales its positions"
+    return None
 
 
 def warn(n_ctx: int, n_ctx_train: int, reason: str) -> None:

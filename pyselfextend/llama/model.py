@@ -75,8 +75,9 @@ class Llama(Generating, Closing):
         ga_n: group size, at least 1. 1 is the plain model: nothing of SelfExtend is built then. "auto": the group
             follows the length of the text. Inside the trained context it is 1, the plain model; beyond it, a power of
             two that is chosen for each text when it is handed over, with the answer that is asked for, and raised where
-            a text outgrows it. None: "auto" where ``n_ctx`` is above the trained context, otherwise 1; where the model
-            cannot be extended, or a RoPE scaling is asked for, 1 with a warning that says so.
+            a text outgrows it; or what ``pyselfextend tune`` has measured on this model with this window. None: "auto"
+            where ``n_ctx`` is above the trained context, otherwise 1; where the model cannot be extended, or a RoPE
+            scaling is asked for, 1 with a warning that says so.
         ga_w: neighbour window in tokens, at least 0 and below the trained context. None: an eighth of the trained
             context, at most 2048.
         ga_map: the map of positions: "self-extend", or to compare, "jet-long", "rerope", "leaky", "lampe" (``ga_n``
@@ -143,7 +144,7 @@ class Llama(Generating, Closing):
         """
         n_ctx = kwargs.get("n_ctx") or 0  # 0: the trained context
         info = model_info(model_path, kwargs.get("kv_overrides")) if n_ctx else None
-        self._policy = following.policy(info, self._config, n_ctx) if info else None
+        self._policy = following.policy(info, self._config, n_ctx, kwargs) if info else None
         reason = following.refused(info, kwargs) if info and self._policy and is_default else None
         if self._policy and not reason:
             try:
@@ -230,7 +231,8 @@ class Llama(Generating, Closing):
             self._self_extend = self._read_info()
         if self._policy is None:
             return self._self_extend
-        return dataclasses.replace(self._self_extend, ga_n=_library.get_group(self._ctx.ctx))
+        ga_n, is_measured = _library.get_group(self._ctx.ctx), bool(self._policy.table)
+        return dataclasses.replace(self._self_extend, ga_n=ga_n, is_measured=is_measured)
 
     def _read_info(self) -> SelfExtendInfo:
         if self._config.is_plain:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._command import Command, option
-from .._options import FRACTION, GGUF_FILE, CommaSeparated, Integer, NamedPath, threads
+from .._options import FRACTION, GGUF_FILE, LENGTH_MAX, CommaSeparated, Integer, NamedPath, prose, threads
 
 if TYPE_CHECKING:
     from ...eval.cases import Task
@@ -22,7 +22,6 @@ __all__ = ["COUNT_MAX", "data", "depths", "eval_command", "lengths", "limit", "s
 _Function = Callable[..., Any]
 
 #: All prompts of a task are made before anything is asked, and a mistaken number would take all memory.
-LENGTH_MAX = 2**24  # tokens, more than any model was trained on
 COUNT_MAX = 10_000  # samples of a kind, or windows
 
 
@@ -246,18 +245,5 @@ def limit(default: int, what: str) -> Callable[[_Function], _Function]:
     )  # fmt: skip
 
 
-def text(function: _Function) -> _Function:
-    """The prose of a task; hands on a ``Text``."""
-
-    def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Any:
-        from ...eval.text import default_text, read_text
-
-        if ctx.resilient_parsing:
-            return None
-        return default_text() if value is None else read_text(value)
-
-    decorated: _Function = option(
-        "--text", type=NamedPath(dir_okay=False), metavar="FILE", section="Task", callback=read,
-        help="A UTF-8 text.  [default: the documentation that comes with Python]",
-    )(function)  # fmt: skip
-    return decorated
+#: The prose of a task; hands on a ``Text``.
+text = prose("Task")

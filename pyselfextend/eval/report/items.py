@@ -14,7 +14,7 @@ from ...groups import default_ga_w
 from ...maps import MAPS, SELF_EXTEND
 from ..cases import Axis
 from ..results import Result
-from ..settings import KINDS, Setting
+from ..settings import KINDS, MEASURED, Setting
 
 __all__ = [
     "ACCURACY",
@@ -33,6 +33,7 @@ __all__ = [
     "clean",
     "every_measure",
     "group_order",
+    "is_measured",
     "is_number",
     "kind_of",
     "measured",
@@ -199,6 +200,11 @@ def _of_kind(setting: str, kind: str) -> Setting | None:
     return _parse(setting) if kind_of(setting) == kind else None
 
 
+def is_measured(setting: str) -> bool:
+    """Whether it is ``auto`` with the groups that were measured on the model."""
+    return kind_of(setting) == "auto" and MEASURED in setting
+
+
 def kind_of(setting: str) -> str:
     """``plain``, ``auto``, ``pair``, the name of another map, ``yarn``, ``linear``, ``ntk``, or nothing for what this
     version does not know.
@@ -240,7 +246,7 @@ def axes_order(axes: Axes) -> tuple[Hashable, ...]:
 
 def _parse(setting: str) -> Setting | None:
     try:
-        return Setting.parse(setting)
+        return Setting.parse(setting.partition(MEASURED)[0])
     except ValueError:  # SettingError is one
         return None
 

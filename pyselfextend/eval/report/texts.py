@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...errors import SettingError
 from ...groups import auto_limit
 from ...positions import n_ctx_reach
-from .items import LOG_PROB, PERPLEXITY, Subject, auto_window, kind_of, pair_of
+from .items import LOG_PROB, PERPLEXITY, Subject, auto_window, is_measured, kind_of, pair_of
 
 __all__ = ["SETTINGS", "Source", "TaskText", "labels", "quantity", "setting_text", "slug", "task_text"]
 
@@ -192,6 +192,8 @@ def setting_text(setting: str, subject: Subject) -> str:
     try:
         if pair := pair_of(setting):
             return f"reaches {n_ctx_reach(subject.n_ctx_train, *pair):,} tokens"
+        if is_measured(setting):
+            return "groups as tune has measured them on the model"
         if (ga_w := auto_window(setting, subject)) is not None:
             return _groups_text(subject.n_ctx_train, ga_w)
     except SettingError as error:
