@@ -25,9 +25,7 @@ ROPE = {
 }  # fmt: skip
 
 
-def policy(
-    info: ModelInfo, config: SelfExtendConfig, n_ctx: int, arguments: Mapping[str, Any]
-) -> GroupPolicy | None:
+def policy(info: ModelInfo, config: SelfExtendConfig, n_ctx: int, arguments: Mapping[str, Any]) -> GroupPolicy | None:
     """The policy of an instance of a model. None: its context is as trained, or less.
 
     With the groups that were measured on the model, unless ``arguments`` scale its positions.

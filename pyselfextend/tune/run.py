@@ -98,9 +98,10 @@ def carry_out(
     # beyond the trained context, so that the group follows: what auto reads with group 1 is read so here
     n_ctx = max(plan.lengths[-1], plan.model.n_ctx_train + 1)
     check_room(plan.model, n_ctx, plan.ga_w, n_gpu_layers=n_gpu_layers)
+    setting, rope = Setting("auto", ga_w=plan.ga_w), Rope.of(plan.model)
     with Reader(
-        plan.model.path, Setting("auto", ga_w=plan.ga_w), Rope.of(plan.model), n_ctx, n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers, progress=None if watcher is None else lambda n, n_past: watcher.advance(cost(n, n_past)),
+        plan.model.path, setting, rope, n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers,
+        progress=None if watcher is None else lambda n, n_past: watcher.advance(cost(n, n_past)),
     ) as reader:  # fmt: skip
         for task in tasks:
             yield _read(reader, task)
