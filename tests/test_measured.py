@@ -204,6 +204,17 @@ def test_llama_without(path: Path, store: Store) -> None:
         assert llm.self_extend.ga_n_max == 1
 
 
+def test_other_maps_are_not_read_with_it(path: Path, store: Store) -> None:
+    """It was measured with SelfExtend's own."""
+    store()
+    with Llama(str(path), ga_n="auto", ga_w=W, ga_map="jet-long", n_ctx=N_CTX, **QUIET) as llm:
+        llm.eval(some_tokens(200))
+        assert (llm.self_extend.ga_n, llm.self_extend.is_measured) == (2, False)
+    assert not make_plan(path, 200, ga_w=W, ga_map="jet-long").is_measured
+    setting = Setting.parse(f"jet-long:{W}").resolve(Rope.of(path), N_CTX)
+    assert (setting.group(Rope.of(path), 200), str(setting)) == (2, f"jet-long:{W}")
+
+
 def test_a_chat_keeps_its_group(path: Path, store: Store) -> None:
     store(groups=[[L, 1], [200, 6], [500, 5]])
     with open_auto(path) as llm:

@@ -228,8 +228,8 @@ def test_questions_leave_nothing_behind(tiny_model: Path) -> None:
     few = plan_of(tiny_model, lengths=(1500,), groups=(4,))
     (passage,) = texts_of(few)
     (reading,) = measure(few, n_threads=1)
-    with Reader(tiny_model, Setting("pair", 4, W), Rope.of(tiny_model), 1600, n_threads=1) as reader:
-        reader.begin()
+    with Reader(tiny_model, Setting("auto", ga_w=W), Rope.of(tiny_model), 1600, n_threads=1) as reader:
+        reader.begin(4)
         n_read, found = passage.places[0].n_read, []
         reader.read(passage.tokens[:100])
         for start in range(100, n_read, 100):
