@@ -21,7 +21,7 @@ import numpy as np
 from ..groups import GroupTable, ga_n_auto
 from .document import Reading, Stop
 
-__all__ = ["TOLERANCE", "Cell", "Choice", "Mean", "choose", "table"]
+__all__ = ["TOLERANCE", "Cell", "Choice", "Mean", "choose", "mean", "table"]
 
 #: How much above the lowest perplexity a group may be.
 TOLERANCE = 0.01
@@ -110,7 +110,7 @@ def _choice(n_tokens: int, readings: Sequence[Reading], n_ctx_train: int, ga_w: 
     values = {ga_n: np.array([a.log_p for stop in some for a in stop.answers]) for ga_n, some in stops.items()}
     cells = {
         ga_n: Cell(
-            n_tokens, ga_n, _mean(values[ga_n]),
+            n_tokens, ga_n, mean(values[ga_n]),
             n_right=sum(a.is_right for stop in some for a in stop.answers),
             n_keys=len(values[ga_n]),
             perplexity=perplexities[ga_n],
@@ -122,13 +122,13 @@ def _choice(n_tokens: int, readings: Sequence[Reading], n_ctx_train: int, ga_w: 
     ga_n_rule = ga_n_auto(n_ctx_train, ga_w, n_tokens)
     rule = cells.get(ga_n_rule)
     chosen = best
-    if rule is not None and rule.counts and _mean(values[best.ga_n] - values[ga_n_rule]).low <= 0:
+    if rule is not None and rule.counts and mean(values[best.ga_n] - values[ga_n_rule]).low <= 0:
         chosen = rule
-    gain = None if rule is None else _mean(values[chosen.ga_n] - values[ga_n_rule])
+    gain = None if rule is None else mean(values[chosen.ga_n] - values[ga_n_rule])
     return Choice(n_tokens, chosen, tuple(cells.values()), ga_n_rule, rule, gain)
 
 
-def _mean(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Mean:
+def mean(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Mean:
     """The mean of values, at least one, with the percentile interval of a bootstrap, always the same."""
     rng = np.random.default_rng(SEED)
     means = values[rng.integers(len(values), size=(N_RESAMPLES, len(values)))].mean(axis=1)

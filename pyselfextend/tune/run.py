@@ -16,7 +16,7 @@ from .plan import Plan
 from .reader import Reader
 from .texts import Passage, Place, passages
 
-__all__ = ["Task", "Watcher", "carry_out", "left", "measure", "texts_of"]
+__all__ = ["Task", "Watcher", "carry_out", "left", "measure", "read", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,11 @@ def carry_out(
         progress=None if watcher is None else lambda n, n_past: watcher.advance(cost(n, n_past)),
     ) as reader:  # fmt: skip
         for task in tasks:
-            yield _read(reader, task)
+            yield read(reader, task)
 
 
-def _read(reader: Reader, task: Task) -> Reading:
+def read(reader: Reader, task: Task) -> Reading:
+    """Make a reading."""
     started = time.monotonic()
     passage = task.passage
     log_p: dict[int, float] = {}  # of tokens, by place
