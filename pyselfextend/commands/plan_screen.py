@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..maps import SELF_EXTEND
+from ..maps import SELF_EXTEND, map_named
 from ..model_info import Layer, ModelInfo, Rope
 from ..placement import ranges
 from ..plan import Memory, Offload, Pair, Plan
@@ -181,8 +181,9 @@ def _name(plan: Plan, pair: Pair) -> str:
 
 def _auto(plan: Plan) -> str:
     """What ``ga_n="auto"`` does."""
-    limits = [f"{'plain' if each.ga_n == 1 else each.ga_n} up to {each.n_tokens}" for each in plan.auto]
-    if len(limits) == 1 and plan.auto[0].ga_n == 1:
+    plain = map_named(plan.ga_map).unit
+    limits = [f"{'plain' if each.ga_n == plain else each.ga_n} up to {each.n_tokens}" for each in plan.auto]
+    if len(limits) == 1 and plan.auto[0].ga_n == plain:
         return f"auto: {limits[0]} tokens"
     source = "; as tune has measured" if plan.is_measured else ""
     return f"auto: ga_n={plan.auto[-1].ga_n} for {plan.n_tokens} tokens ({', '.join(limits)}{source})"
