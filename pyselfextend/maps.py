@@ -119,8 +119,7 @@ class JetLong(Map):
         return n_ctx_train * ga_n
 
     def ga_n_min(self, n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
-        ga_n = -(-n_tokens // n_ctx_train)
-        return ga_n if ga_n <= GA_N_MAX else 0
+        return _filling(n_ctx_train, n_tokens)
 
 
 class ReRoPE(Map):
@@ -190,11 +189,16 @@ class MrRoPE(Leaky):
         return self._above(Fraction(n_tokens), room)
 
     def ga_n_min(self, n_ctx_train: int, ga_w: int, n_tokens: int) -> int:
-        ga_n = -(-n_tokens // n_ctx_train)
-        return ga_n if ga_n <= GA_N_MAX else 0
+        return _filling(n_ctx_train, n_tokens)
 
     def fault(self, ga_n: int) -> str | None:
         return Map.fault(self, ga_n)
+
+
+def _filling(n_ctx_train: int, n_tokens: int) -> int:
+    """``ceil(N / L)``, or 0 if there is no such group size."""
+    ga_n = -(-n_tokens // n_ctx_train)
+    return ga_n if ga_n <= GA_N_MAX else 0
 
 
 def _power(ga_n: int) -> int:

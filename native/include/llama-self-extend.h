@@ -121,7 +121,8 @@ extern "C" {
     // The keys are turned before the next batch, or by llama_self_extend_apply_shifts(), and may be turned back; each time rounds them
     // once more to the type of the cache.
     // Returns false, and changes nothing, if the context is plain or has no such sequence, if the map has no such group or does not
-    // change it, if ga_n does not reach the tokens of the sequence, or if it has any and its keys cannot be turned. llama_self_extend_last_error() says why.
+    // change it, if ga_n does not reach the tokens of the sequence, or if it has any and its keys cannot be turned.
+    // llama_self_extend_last_error() says why.
     LLAMA_API bool llama_self_extend_set_group(struct llama_context * ctx, llama_seq_id seq_id, uint32_t ga_n);
 
     struct llama_self_extend_layer {

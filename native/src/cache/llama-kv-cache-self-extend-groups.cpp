@@ -41,13 +41,16 @@ const llama_self_extend_map & llama_kv_cache_self_extend::get_map() const {
 }
 
 llama_self_extend_freqs llama_kv_cache_self_extend::get_freqs() const {
-    uint32_t den = 1;
+    if (!config.map.has_freqs()) {
+        return { config.map, 1, config.n_ctx_train };
+    }
 
     // powers of two, or all the same
+    uint32_t den = 1;
     for (uint32_t strm = 0; strm < kv_far->get_n_stream(); ++strm) {
         den = std::max(den, map_of(ga_n_streams[strm]).pos_den());
 
-        for (uint32_t i = 0; i < ga_n_cells[strm].size() && config.map.has_freqs(); ++i) {
+        for (uint32_t i = 0; i < ga_n_cells[strm].size(); ++i) {
             den = std::max(den, is_lost(strm, i) ? 1 : get_map_cell(strm, i).pos_den());
         }
     }
@@ -77,7 +80,7 @@ void llama_kv_cache_self_extend::set_group(llama_seq_id seq_id, uint32_t ga_n) {
     if (const char * fault = map_of(ga_n).find_fault()) {
         llama_self_extend_refuse("ga_n is %u, it must be %s", ga_n, fault);
     }
-    if (config.map.type == LLAMA_SELF_EXTEND_MAP_MRROPE && ga_n != config.map.ga_n) {
+    if (!config.map.follows() && ga_n != config.map.ga_n) {
         llama_self_extend_refuse("ga_n is %u, but with this map it stays as the context was created: %u", ga_n, config.map.ga_n);
     }
 

@@ -54,10 +54,6 @@ void llama_self_extend_accept() {
 
 static constexpr uint32_t GA_W_MAX = 2048; // of the default: near keys are kept twice
 
-static uint32_t default_ga_w(uint32_t n_ctx_train, llama_self_extend_map_type map) {
-    return map == LLAMA_SELF_EXTEND_MAP_MRROPE ? 0 : std::min(n_ctx_train/8, GA_W_MAX);
-}
-
 // check the pending parameters against the model and the context parameters
 static bool resolve(
         const llama_self_extend_params & next,
@@ -66,7 +62,8 @@ static bool resolve(
         llama_self_extend_config       & config) {
     const uint32_t n_ctx_train = model.hparams.n_ctx_train;
     const uint32_t ga_n_max    = std::max(next.ga_n, next.ga_n_max);
-    const uint32_t ga_w        = next.ga_w == LLAMA_SELF_EXTEND_GA_W_DEFAULT ? default_ga_w(n_ctx_train, next.map) : next.ga_w;
+    const bool     has_window  = llama_self_extend_map { ga_n_max, 0, next.map }.has_window();
+    const uint32_t ga_w        = next.ga_w != LLAMA_SELF_EXTEND_GA_W_DEFAULT ? next.ga_w : has_window ? std::min(n_ctx_train/8, GA_W_MAX) : 0;
 
     if (ga_w >= n_ctx_train) {
         set_error("ga_w is %u, it must be below the trained context of the model, %u tokens", ga_w, n_ctx_train);
@@ -162,11 +159,14 @@ bool llama_self_extend_set_next(llama_self_extend_params params) {
         set_error("ga_n is 0, it must be at least 1");
         return false;
     }
-    if (params.map == LLAMA_SELF_EXTEND_MAP_MRROPE && params.ga_w != 0 && params.ga_w != LLAMA_SELF_EXTEND_GA_W_DEFAULT) {
+
+    const llama_self_extend_map map = { params.ga_n, 0, params.map };
+
+    if (!map.has_window() && params.ga_w != 0 && params.ga_w != LLAMA_SELF_EXTEND_GA_W_DEFAULT) {
         set_error("ga_w is %u, it must be 0 with this map, which has no near keys", params.ga_w);
         return false;
     }
-    if (params.map == LLAMA_SELF_EXTEND_MAP_MRROPE && params.ga_n_max > params.ga_n) {
+    if (!map.follows() && params.ga_n_max > params.ga_n) {
         set_error("ga_n_max is %u, it must be 0 with this map, whose group size cannot change", params.ga_n_max);
         return false;
     }

@@ -21,10 +21,6 @@ struct llama_self_extend_map {
         return pos_q - pos_k >= int64_t(ga_w);
     }
 
-    bool is_plain() const {
-        return ga_n == n_unit();
-    }
-
     // the positions at which far queries and far keys are rotated, in units of 1/pos_den() positions
     int64_t pos_q(int64_t pos) const;
     int64_t pos_k(int64_t pos) const;
@@ -45,6 +41,15 @@ struct llama_self_extend_map {
 
     // by what far queries and keys are multiplied
     double magnitude() const;
+
+    // are there near keys? can the group of a sequence change?
+    bool has_window() const {
+        return type != LLAMA_SELF_EXTEND_MAP_MRROPE;
+    }
+
+    bool follows() const {
+        return type != LLAMA_SELF_EXTEND_MAP_MRROPE;
+    }
 
     // does it turn some pairs by other angles than positions do?
     bool has_freqs() const {
