@@ -18,10 +18,14 @@ export CCACHE_BASEDIR ?= $(CURDIR)
 # setuptools for dependencies that come as source
 TOOLS  := cmake ninja 'scikit-build-core>=0.10.7' 'setuptools>=70.1'
 NATIVE := pyproject.toml CMakeLists.txt native/LLAMA_CPP_PIN native/patches native/src $(shell find native -not -path "*/.*")
-DEV    := -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
+# The server is built when it is wanted first, and kept from then on.
+SERVER := -Ccmake.define.PYSELFEXTEND_BUILD_SERVER
+DEV    := $(SERVER)=$(if $(wildcard $(VENV)/.server),ON,OFF) -Ccmake.define.GGML_RPC=ON -Ccmake.define.PYSELFEXTEND_WERROR=ON \
           -Ccmake.define.PYSELFEXTEND_BUILD_STOCK=ON -Ccmake.define.PYSELFEXTEND_BUILD_TESTS=ON
 
-.PHONY: help setup demo test stress test-cpp fuzz test-arm test-sanitize test-vulkan test-gpu bench-kernel count-kernel results check format wheel clean .cuda
+DEFAULT_MODEL = $(PY) -c 'from pyselfextend.default_model import find_model; print(find_model())'
+
+.PHONY: help setup demo chat test stress test-cpp fuzz test-arm test-sanitize test-vulkan test-gpu bench-kernel count-kernel results check format wheel clean .cuda
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -32,7 +36,10 @@ setup: $(VENV)/.package $(VENV)/.model ## build the package into .venv, with its
 demo: setup ## ask a small model about a text that is longer than its trained window
 	$(VENV)/bin/pyselfextend demo
 
-test: setup test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
+chat: setup $(VENV)/.server ## open a page to chat with a small model about texts longer than its trained window
+	$(VENV)/bin/pyselfextend chat "$$($(DEFAULT_MODEL))"
+
+test: setup $(VENV)/.server test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
 	PYSELFEXTEND_HF_PYTHON=$(REFERENCE)/bin/python $(PY) -m pytest
 
 test-cpp: $(VENV)/.package ## run the C++ tests; what is compiled for them alone takes five minutes of a core the first time
@@ -90,7 +97,7 @@ SHOWN   := --setting plain,4:1024,8:1024,yarn:2.01 --no-report
 
 results: setup ## measure anew what docs/results shows: three hours on two cores
 	mkdir -p $(RESULTS)
-	cp "$$($(PY) -c 'from pyselfextend.default_model import find_model; print(find_model())')" $(RESULTS)/$(SMOLLM2).Q4_1.gguf
+	cp "$$($(DEFAULT_MODEL))" $(RESULTS)/$(SMOLLM2).Q4_1.gguf
 	$(PY) models/requantize.py $(RESULTS)/$(SMOLLM2).Q4_1.gguf Q4_0 --out $(RESULTS)/$(SMOLLM2).Q4_0.gguf
 	for type in Q4_1 Q4_0; do \
 	    $(VENV)/bin/pyselfextend eval passkey $(RESULTS)/$(SMOLLM2).$$type.gguf --lengths 4096,8192,12288,16384 --digits 5 \
@@ -180,6 +187,13 @@ $(VENV)/.cmake-args: FORCE | $(VENV)/.tools
 $(VENV)/.package: $(NATIVE) $(VENV)/.bindings $(VENV)/.cmake-args
 	@echo "Building llama.cpp with SelfExtend: a few minutes the first time"
 	$(PIP) install --no-build-isolation -Cbuild-dir=$(BUILD) $(DEV) --editable '.[test]'
+	@touch $@
+
+# The package again, with the server; its page wants npm.
+$(VENV)/.server: | $(VENV)/.package
+	@echo "Building llama.cpp's server: a few minutes the first time"
+	@command -v npm > /dev/null || echo "There is no npm, so it gets no page: install Node.js 20 or later, and delete $@"
+	$(PIP) install --no-build-isolation -Cbuild-dir=$(BUILD) $(DEV) $(SERVER)=ON --editable '.[test]'
 	@touch $@
 
 # Without its dependencies: only the GGUF file in it is used.

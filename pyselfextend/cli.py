@@ -21,6 +21,8 @@ NAME = "pyselfextend"
 
 #: A command is ``command`` in the module of its name in ``commands``, which is imported when it is called.
 COMMANDS = {
+    "chat": "Chat with a model about texts longer than it was trained on.",
+    "serve": "Serve a model to programs that speak OpenAI's protocol.",
     "demo": "Show a model answering from beyond its trained window.",
     "plan": "Say which settings reach a length, and what they take.",
     "eval": "Measure how good models are at long texts.",

@@ -18,6 +18,7 @@
     ├── ModelFileError(ValueError)        a file that is not GGUF, is damaged, or cannot be loaded as a model
     ├── EvalError(RuntimeError)           an evaluation cannot run: its texts, lengths or results do not fit
     ├── BenchError(RuntimeError)          a benchmark cannot run
+    ├── ServerError(RuntimeError)         a server cannot be started, or has ended
     └── DemoError(RuntimeError)           the demo cannot run: no model, or a model that cannot be loaded
 
 Each message is one sentence or two: what was given, and what is allowed or what to do.
@@ -36,6 +37,7 @@ __all__ = [
     "NativeLibraryError",
     "NotAnIntegerError",
     "SelfExtendError",
+    "ServerError",
     "SettingError",
     "ShiftError",
     "StaleStreamError",
@@ -118,6 +120,10 @@ class EvalError(SelfExtendError, RuntimeError):
 
 class BenchError(SelfExtendError, RuntimeError):
     """A benchmark cannot run, for example because the stock build failed. The message says where its log is."""
+
+
+class ServerError(SelfExtendError, RuntimeError):
+    """A server was not built, cannot be started, or has ended. The message ends with what it wrote last."""
 
 
 class DemoError(SelfExtendError, RuntimeError):

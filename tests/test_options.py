@@ -21,6 +21,8 @@ from pyselfextend.cli import program
 
 #: The smallest work of each command; MODEL and the others are replaced. What is tried is added at its end.
 SMALL = {
+    "chat": "MODEL --terminal --version",  # which is handed on, and ends it
+    "serve": "MODEL --port 0 --version",
     "demo": "--model MODEL --tokens 600 --threads 1",
     "plan": "MODEL",
     "doctor": "MODEL",
@@ -72,6 +74,8 @@ def tried(name: str, places: dict[str, str], values: list[str]) -> Iterator[list
     shared = {param.name for param in COMMANDS["eval passkey"].params}
     for param in command.params:
         if name.startswith("eval ") and name != "eval passkey" and param.name in shared:
+            continue
+        if param.type is click.UNPROCESSED:  # another program's
             continue
         given = placed([value for value in values if value != "FIFO" or param.name not in STREAMS])
         if isinstance(param, click.Option):

@@ -6,7 +6,8 @@
 include("${CMAKE_CURRENT_LIST_DIR}/fetch.cmake")
 
 # What the libraries are built from; the rest of the sdist stays packed.
-set(LLAMA_CPP_PARTS CMakeLists.txt LICENSE cmake ggml include src tools/mtmd vendor)
+set(LLAMA_CPP_PARTS CMakeLists.txt LICENSE cmake common ggml include licenses scripts/ui-assets.cmake src
+    tools/cli tools/mtmd tools/rpc tools/server tools/ui vendor)
 
 set(LLAMA_CPP_APPLY_SCRIPT "${CMAKE_CURRENT_LIST_FILE}")
 

@@ -15,9 +15,10 @@ if(NOT MSVC AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
 endif()
 
 set(BUILD_SHARED_LIBS ON CACHE BOOL "Build shared libraries: llama_cpp loads libllama with ctypes" FORCE)
-foreach(part COMMON APP TESTS EXAMPLES TOOLS SERVER)
+foreach(part APP TESTS EXAMPLES TOOLS SERVER)
     set(LLAMA_BUILD_${part} OFF CACHE BOOL "Not part of the package" FORCE)
 endforeach()
+set(LLAMA_BUILD_COMMON OFF CACHE BOOL "Only the server needs it" FORCE)
 set(LLAMA_BUILD_MTMD ON CACHE BOOL "llama_cpp's multimodal chat handlers load libmtmd" FORCE)
 
 # As llama-cpp-python sets them, but as defaults.

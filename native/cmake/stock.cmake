@@ -2,7 +2,7 @@
 #
 # Of libllama the series changes .cpp files only, so every other object of it is what a build without the series would make:
 # those are linked again, and the changed files are compiled once more from the unchanged tree. What it changes of the
-# backends of devices is in libraries of their own, which both link.
+# backends of devices is in libraries of their own, which both link; the server is none of it.
 
 function(pyselfextend_add_stock)
     set(excluded "")
@@ -10,12 +10,12 @@ function(pyselfextend_add_stock)
     foreach(patch IN LISTS ARGN)
         llama_cpp_patched_files("${patch}" files)
         foreach(file IN LISTS files)
-            if(file MATCHES "^ggml/src/ggml-(cuda|vulkan)/")
+            if(file MATCHES "^(ggml/src/ggml-(cuda|vulkan)|common|tools)/")
                 continue()
             endif()
             if(NOT file MATCHES "^src/[^/]+\\.cpp$")
                 message(FATAL_ERROR "PYSELFEXTEND_BUILD_STOCK needs a series that changes src/*.cpp only, "
-                    "apart from the backends of devices; ${patch} changes ${file}.")
+                    "apart from the backends of devices and the server; ${patch} changes ${file}.")
             endif()
             get_filename_component(name "${file}" NAME)
             string(REPLACE "." "\\." name "${name}")

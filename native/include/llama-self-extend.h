@@ -60,6 +60,15 @@ extern "C" {
     // ga_w that stands for "take the default": an eighth of the trained context, at most 2048; 0 with the map MRROPE
     #define LLAMA_SELF_EXTEND_GA_W_DEFAULT UINT32_MAX
 
+    // ga_n_max that stands for the group size of a text that fills the context
+    #define LLAMA_SELF_EXTEND_GA_N_MAX_AUTO UINT32_MAX
+
+    // the group size that texts of up to n_tokens tokens are read with
+    struct llama_self_extend_step {
+        int64_t  n_tokens;
+        uint32_t ga_n;
+    };
+
     struct llama_self_extend_info {
         uint32_t ga_n;
         uint32_t ga_n_max;
@@ -85,7 +94,22 @@ extern "C" {
     // In both cases llama_self_extend_last_error() says why.
     LLAMA_API bool llama_self_extend_set_next(struct llama_self_extend_params params);
 
-    // Why the last llama_self_extend_set_next(), llama_self_extend_set_group() or llama_init_from_model() of the calling thread failed.
+    // Set the parameters of the contexts that the process creates with llama_self_extend_init_from_model(): for programs in which somebody
+    // else decides when that is, such as llama.cpp's server. NULL: plain ones, as at first.
+    // steps [n_steps]: group sizes that were measured on the model, of ascending lengths; llama_self_extend_follow() takes them before its rule
+    //
+    // Returns false, and changes nothing, if they are invalid for every model. llama_self_extend_last_error() says why.
+    LLAMA_API bool llama_self_extend_set_default(
+            const struct llama_self_extend_params * params,
+            const struct llama_self_extend_step   * steps,
+                                          int32_t   n_steps);
+
+    // Like llama_init_from_model(), with these parameters. If they leave the group size to the length of the text (ga_n = 1, ga_n_max =
+    // LLAMA_SELF_EXTEND_GA_N_MAX_AUTO), the context is a plain one where no sequence is longer than the trained context, and, with a warning,
+    // where the caller scales positions or the model cannot be extended. llama_self_extend_last_error() then says why.
+    LLAMA_API struct llama_context * llama_self_extend_init_from_model(struct llama_model * model, struct llama_context_params params);
+
+    // Why the last llama_self_extend_set_next(), _set_default(), _set_group() or llama_init_from_model() of the calling thread failed.
     // Empty if the last one succeeded or if it failed for a reason that has nothing to do with SelfExtend.
     // The string is valid until the thread's next such call.
     LLAMA_API const char * llama_self_extend_last_error(void);
@@ -124,6 +148,15 @@ extern "C" {
     // change it, if ga_n does not reach the tokens of the sequence, or if it has any and its keys cannot be turned.
     // llama_self_extend_last_error() says why.
     LLAMA_API bool llama_self_extend_set_group(struct llama_context * ctx, llama_seq_id seq_id, uint32_t ga_n);
+
+    // Choose the group size of a text of n_tokens tokens, its answer included, of which the first n_kept are cached; the others are removed
+    // from the cache. A text that is read with one group size from its beginning retrieves better than one whose group size is raised on
+    // the way. It is that of llama_self_extend_ga_n_auto(), or of the steps that were given; what is kept keeps its own as long as that is
+    // no smaller, unless no more is kept than fits into the window.
+    // Does nothing if the group size is not left to the length of the text.
+    //
+    // Returns how many tokens are kept: n_kept, or 0 where they have to be evaluated again.
+    LLAMA_API int32_t llama_self_extend_follow(struct llama_context * ctx, llama_seq_id seq_id, int32_t n_kept, int64_t n_tokens);
 
     struct llama_self_extend_layer {
         enum llama_self_extend_attn attn;   // FUSED or COMPOSED
@@ -215,6 +248,13 @@ extern "C" {
 
     // The smallest group size whose reach is at least n_tokens. Returns 0 if there is none, as when ga_w >= n_ctx_train.
     LLAMA_API uint32_t llama_self_extend_ga_n_min(
+            uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens, enum llama_self_extend_map_type map);
+
+    // The group size of a text of n_tokens tokens by the authors' rule (README of LongLM): the plain model's up to n_ctx_train, beyond it
+    // the smallest that keeps relative positions within two thirds of n_ctx_train, as a power of two with the map SELF_EXTEND. Where the
+    // window alone takes as much, and with maps whose authors do so, the smallest that reaches.
+    // Returns 0 if there is none, as when ga_w >= n_ctx_train.
+    LLAMA_API uint32_t llama_self_extend_ga_n_auto(
             uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens, enum llama_self_extend_map_type map);
 
 #ifdef __cplusplus

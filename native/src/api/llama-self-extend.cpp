@@ -57,6 +57,26 @@ bool llama_self_extend_set_group(llama_context * ctx, llama_seq_id seq_id, uint3
     return true;
 }
 
+int32_t llama_self_extend_follow(llama_context * ctx, llama_seq_id seq_id, int32_t n_kept, int64_t n_tokens) {
+    auto * kv = ctx ? dynamic_cast<llama_kv_cache_self_extend *>(llama_get_memory(ctx)) : nullptr;
+
+    if (!kv || !kv->has_seq(seq_id)) {
+        return n_kept;
+    }
+
+    try {
+        if (kv->seq_rm(seq_id, n_kept, -1) && kv->follow(seq_id, n_kept, n_tokens)) {
+            return n_kept;
+        }
+        kv->seq_rm(seq_id, -1, -1);
+        kv->follow(seq_id, 0, n_tokens);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+    }
+
+    return 0;
+}
+
 bool llama_self_extend_get_layer(const llama_context * ctx, int32_t il, llama_self_extend_layer * layer) {
     const auto * kv = kv_of(ctx);
 
@@ -173,4 +193,8 @@ uint32_t llama_self_extend_ga_n_raised(
 
 uint32_t llama_self_extend_ga_n_min(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens, llama_self_extend_map_type map) {
     return llama_self_extend_map_ga_n_min({ 1, ga_w, map }, n_ctx_train, n_tokens);
+}
+
+uint32_t llama_self_extend_ga_n_auto(uint32_t n_ctx_train, uint32_t ga_w, int64_t n_tokens, llama_self_extend_map_type map) {
+    return llama_self_extend_map_ga_n_auto({ 1, ga_w, map }, n_ctx_train, n_tokens);
 }

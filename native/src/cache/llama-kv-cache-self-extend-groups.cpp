@@ -102,6 +102,29 @@ void llama_kv_cache_self_extend::set_group(llama_seq_id seq_id, uint32_t ga_n) {
     ga_n_streams[strm] = ga_n;
 }
 
+bool llama_kv_cache_self_extend::follow(llama_seq_id seq_id, int64_t n_kept, int64_t n_tokens) {
+    if (!config.policy || !has_seq(seq_id)) {
+        return true;
+    }
+
+    const uint32_t strm   = kv_far->get_stream(seq_id);
+    const uint32_t ga_n   = ga_n_streams[strm];
+    const bool     shared = stream_pos_max(strm) >= n_kept; // with a longer sequence
+
+    const uint32_t chosen = config.policy->resume(ga_n, n_kept, n_tokens);
+    const uint32_t wanted = shared ? std::max(ga_n, chosen) : chosen;
+
+    if (wanted == ga_n || wanted == 0) {
+        return true;
+    }
+    if (n_kept > 0 && !can_turn()) {
+        return false;
+    }
+    set_group(seq_id, wanted);
+
+    return true;
+}
+
 llama_pos llama_kv_cache_self_extend::stream_pos_max(uint32_t strm) const {
     llama_pos res = -1;
 

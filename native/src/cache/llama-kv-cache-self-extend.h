@@ -118,6 +118,10 @@ public:
     // Throws a sentence, and changes nothing, if it cannot be done. Keys are turned with the next update.
     void set_group(llama_seq_id seq_id, uint32_t ga_n);
 
+    // Choose the group size of a text of n_tokens tokens, of which n_kept are cached and no others.
+    // returns false if they have to be evaluated again
+    bool follow(llama_seq_id seq_id, int64_t n_kept, int64_t n_tokens);
+
     // that in which the far key of a cell is rotated: not yet the same after a change
     llama_self_extend_map get_map_cell(uint32_t strm, uint32_t i) const;
 

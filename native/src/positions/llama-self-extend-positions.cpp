@@ -95,12 +95,16 @@ const char * llama_self_extend_map::find_fault() const {
     return nullptr;
 }
 
-static uint32_t power_above(uint32_t ga_n) {
+static uint32_t power_from(uint64_t ga_n) {
     uint64_t res = 1;
-    while (res <= ga_n) {
+    while (res < ga_n) {
         res *= 2;
     }
     return std::min<uint64_t>(res, UINT32_MAX);
+}
+
+static uint32_t power_above(uint32_t ga_n) {
+    return power_from(uint64_t(ga_n) + 1);
 }
 
 uint32_t llama_self_extend_map_raised(const llama_self_extend_map & map, uint32_t n_ctx_train, uint32_t ga_n_max, int64_t n_tokens) {
@@ -151,4 +155,36 @@ uint32_t llama_self_extend_map_ga_n_min(const llama_self_extend_map & map, uint3
     }
 
     return 0;
+}
+
+uint32_t llama_self_extend_map_ga_n_auto(const llama_self_extend_map & map, uint32_t n_ctx_train, int64_t n_tokens) {
+    auto res = map;
+
+    if (map.ga_w >= n_ctx_train) {
+        return 0;
+    }
+    if (n_tokens <= n_ctx_train) {
+        return map.n_unit();
+    }
+
+    // W + (N - W)/G < 2/3 L, in thirds
+    const int64_t n_room = 2*int64_t(n_ctx_train) - 3*int64_t(map.ga_w);
+    const int64_t n_far  = n_tokens - map.ga_w;
+
+    const bool is_ruled = map.type == LLAMA_SELF_EXTEND_MAP_SELF_EXTEND || map.type == LLAMA_SELF_EXTEND_MAP_LEAKY ||
+                          map.type == LLAMA_SELF_EXTEND_MAP_LAMPE;
+
+    const int64_t ga_n = is_ruled && n_room > 0 ? 3*n_far*map.n_unit()/n_room + 1 : llama_self_extend_map_ga_n_min(map, n_ctx_train, n_tokens);
+
+    if (ga_n == 0 || ga_n > UINT32_MAX) {
+        return 0;
+    }
+
+    res.ga_n = std::max<int64_t>(map.n_unit() + 1, ga_n);
+
+    if (map.type == LLAMA_SELF_EXTEND_MAP_SELF_EXTEND || res.find_fault()) {
+        res.ga_n = power_from(res.ga_n);
+    }
+
+    return llama_self_extend_map_raised(res, n_ctx_train, UINT32_MAX, n_tokens);
 }

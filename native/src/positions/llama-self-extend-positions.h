@@ -80,3 +80,6 @@ uint32_t llama_self_extend_map_raised(const llama_self_extend_map & map, uint32_
 
 // the smallest group size of a map whose reach is at least n_tokens, 0 if there is none, as when ga_w >= n_ctx_train
 uint32_t llama_self_extend_map_ga_n_min(const llama_self_extend_map & map, uint32_t n_ctx_train, int64_t n_tokens);
+
+// the group size of a text of n_tokens tokens by the authors' rule, 0 if there is none
+uint32_t llama_self_extend_map_ga_n_auto(const llama_self_extend_map & map, uint32_t n_ctx_train, int64_t n_tokens);

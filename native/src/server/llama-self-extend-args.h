@@ -1,0 +1,16 @@
+#pragma once
+
+#include "arg.h"
+
+#include <vector>
+
+//
+// the options of llama.cpp's programs that choose how contexts are extended
+//
+
+// --ga-n, --ga-w, --ga-map, --ga-groups, and their environment variables
+std::vector<common_arg> llama_self_extend_args();
+
+// Take what they were given for the contexts of the process. Without any of them the group size follows the length of the text.
+// Throws std::invalid_argument if they are wrong for every model.
+void llama_self_extend_apply_args();

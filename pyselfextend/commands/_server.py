@@ -1,0 +1,73 @@
+"""The options that ``serve`` and ``chat`` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..config import AUTO, SETTING_MAX
+from ..maps import MAPS, SELF_EXTEND
+from ._command import option
+from ._options import GgufFile, GroupSize, Integer, window
+
+__all__ = ["FIRST", "OTHERS", "context_options", "port"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+OTHERS = (
+    """All other options are handed on to llama.cpp's program, which lists them: pyselfextend serve MODEL -- --help."""
+)
+
+
+class FirstFile(GgufFile):
+    """The path of a model file, before options that are somebody else's: it could not be told from their values."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        if str(value).startswith("-"):
+            self.fail(f"{value} stands where the model file belongs, before llama.cpp's own options", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FIRST = FirstFile()
+
+
+def context_options(function: _Function) -> _Function:
+    """How long a context is, and how it is extended."""
+    for decorate in (
+        option(
+            "--ga-map",
+            type=click.Choice(list(MAPS)),
+            metavar="MAP",
+            default=SELF_EXTEND.name,
+            section="Context",
+            help=f"The map of positions: {', '.join(MAPS)}.",
+        ),
+        window("Neighbour window in tokens.", "Context"),
+        option(
+            "--ga-n",
+            type=GroupSize(1),
+            default=AUTO,
+            metavar="G",
+            section="Context",
+            help="Group size; auto follows the length of the text, 1 is the plain model.",
+        ),
+        option(
+            "--ctx",
+            type=Integer(1, SETTING_MAX),
+            metavar="N",
+            section="Context",
+            show_default="up to four times the trained window, as memory allows, and 32768",
+            help="Tokens of a chat with its answers.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+def port(default: int, what: str) -> Callable[[_Function], _Function]:
+    """The port."""
+    return option("--port", type=Integer(0, 65535), default=default, metavar="N", section="Server", help=what)

@@ -1,0 +1,57 @@
+"""``pyselfextend chat``: a page to chat on, or the same in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from ._command import Command, option
+from ._server import FIRST, OTHERS, context_options, port
+
+__all__ = ["command"]
+
+EPILOG = f"""{OTHERS}
+
+The page keeps chats in the browser, by the address of the page: with another --port there are others.
+"""
+
+
+@click.command(
+    cls=Command,
+    epilog=EPILOG,
+    context_settings={"ignore_unknown_options": True},
+    examples=[
+        "pyselfextend chat model.gguf",
+        "pyselfextend chat model.gguf --ctx 65536",
+        "pyselfextend chat model.gguf --terminal",
+    ],
+)
+@click.argument("model", type=FIRST)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@context_options
+@port(8642, "Port of the page, on this machine only; 0: one that is free.")
+@option("--browser/--no-browser", default=True, section="Page", help="Whether to open the page.")
+@option("--terminal", is_flag=True, section="Page", help="Chat here instead of on a page.")
+def command(
+    model: Path,
+    options: tuple[str, ...],
+    ctx: int | None,
+    ga_n: int | Literal["auto"],
+    ga_w: int | None,
+    ga_map: str,
+    port: int,
+    browser: bool,
+    terminal: bool,
+) -> int:
+    """Chat with MODEL about texts longer than it was trained on.
+
+    Opens a page: drop files into it, and see how far they have been read, how much of the context they take, and where
+    the trained window ends. Ctrl-C ends it; chats are there again the next time.
+    """
+    from ..server import make_setting
+    from .server_run import chat_here, chat_on_page
+
+    setting = make_setting(model, ctx, ga_n=ga_n, ga_w=ga_w, ga_map=ga_map)
+    return chat_here(setting, options) if terminal else chat_on_page(setting, port, browser, options)
