@@ -39,7 +39,7 @@ demo: setup ## ask a small model about a text that is longer than its trained wi
 chat: setup $(VENV)/.server ## open a page to chat with a small model about texts longer than its trained window
 	$(VENV)/bin/pyselfextend chat "$$($(DEFAULT_MODEL))"
 
-test: setup $(VENV)/.server test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
+test: setup test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
 	PYSELFEXTEND_HF_PYTHON=$(REFERENCE)/bin/python $(PY) -m pytest
 
 test-cpp: $(VENV)/.package ## run the C++ tests; what is compiled for them alone takes five minutes of a core the first time

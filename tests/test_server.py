@@ -7,70 +7,35 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import unsupported
-from architectures import make_tiny
+from serving import N_CTX, NEEDS_SERVER, L, call, complete, serving, short_model, text
 
 from pyselfextend import Llama, ServerError, SettingError
 from pyselfextend.groups import GroupPolicy, default_ga_w
 from pyselfextend.server import Server, start
 
-L = 256  # the trained context of the tiny models
-N_CTX = 1024
+pytestmark = NEEDS_SERVER
+
 GA_W = default_ga_w(L)
-ONE_THREAD = ("--threads", 1, "--threads-batch", 1, "--no-warmup")
 
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with a trained context of L tokens."""
-    path: Path = make_tiny().make(tmp_path_factory.mktemp("server") / "model.gguf", "llama", L)
-    return path
-
-
-@contextmanager
-def serving(model: Path, *options: Any, **arguments: Any) -> Iterator[Server]:
-    with start(model, options=[*ONE_THREAD, *options], timeout=120, **{"n_ctx": N_CTX, **arguments}) as server:
-        yield server
+    return short_model(tmp_path_factory.mktemp("server"))
 
 
 @pytest.fixture(scope="module")
 def server(short: Path) -> Iterator[Server]:
     with serving(short, "--metrics", "--slots") as server:
         yield server
-
-
-def call(server: Server, path: str, body: Any = None) -> Any:
-    """The answer to GET, or to POST if there is a body. An error is its JSON, with its status."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            text = answer.read().decode()
-            return json.loads(text) if answer.headers["Content-Type"].startswith("application/json") else text
-    except urllib.error.HTTPError as error:
-        return {"status": error.code, **json.loads(error.read())}
-
-
-def complete(server: Server, tokens: Sequence[int], n_predict: int = 8, **given: Any) -> Any:
-    body = {"prompt": list(tokens), "n_predict": n_predict, "temperature": 0, "return_tokens": True}
-    answer = call(server, "/completion", {**body, **given})
-    if "content" in answer:  # llama_cpp leaves out bytes that are no text
-        answer["content"] = answer["content"].replace("\ufffd", "")
-    return answer
-
-
-def text(n_tokens: int, seed: int = 0) -> list[int]:
-    return [5 + (i * (7 + seed) + i // 11) % 40 for i in range(n_tokens)]
 
 
 class Own:

@@ -17,19 +17,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from architectures import make_tiny
+from serving import NEEDS_PAGE, NEEDS_SERVER, ONE_THREAD, short_model
 
-from pyselfextend.server import has_page
+pytestmark = NEEDS_SERVER
 
 INTERRUPTIBLE = [sys.executable, str(Path(__file__).with_name("interruptible.py"))]
-ONE_THREAD = ["--threads", "1", "--threads-batch", "1", "--no-warmup"]
 PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = make_tiny().make(tmp_path_factory.mktemp("commands") / "model.gguf", "llama", 256)
-    return path
+    return short_model(tmp_path_factory.mktemp("commands"))
 
 
 class Running:
@@ -100,7 +98,7 @@ def test_what_serve_is_given_wrongly_is_said_by_whom_it_concerns(short: Path, tm
         assert (done.returncode, said in done.stderr) == (status, True), (words, done)
 
 
-@pytest.mark.skipif(not has_page(), reason="the server was built without its page")
+@NEEDS_PAGE
 def test_chat_on_a_page(short: Path, tmp_path: Path) -> None:
     words = ["chat", str(short), "--ctx", "900", "--port", "0", "--no-browser", *ONE_THREAD]
     with running(words, tmp_path) as command:
@@ -114,7 +112,7 @@ def test_chat_on_a_page(short: Path, tmp_path: Path) -> None:
         assert "Traceback" not in command.output.read_text()
 
 
-@pytest.mark.skipif(not has_page(), reason="the server was built without its page")
+@NEEDS_PAGE
 def test_a_second_chat_has_another_port(short: Path, tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     words = ["chat", str(short), "--ctx", "300", "--no-browser", *ONE_THREAD]
@@ -125,7 +123,7 @@ def test_a_second_chat_has_another_port(short: Path, tmp_path: Path) -> None:
             assert f"port {port} is taken, so this page has no chats of before" in second.output.read_text()
 
 
-@pytest.mark.skipif(not has_page(), reason="the server was built without its page")
+@NEEDS_PAGE
 def test_a_server_that_ends_by_itself_is_said(short: Path, tmp_path: Path) -> None:
     with running(["chat", str(short), "--ctx", "300", "--port", "0", "--no-browser", *ONE_THREAD], tmp_path) as command:
         command.wait_for(r"(Ctrl-C ends it)")
