@@ -29,8 +29,15 @@ FILES = {
     "src/llama-context.cpp": CONTEXT,
     "src/llama-graph.cpp": GRAPH,
     "vendor/hash.h": "\n",
+    "common/common.cpp": "int common;\n",
+    "licenses/LICENSE-json": "MIT\n",
+    "scripts/ui-assets.cmake": "\n",
+    "tools/cli/cli.cpp": "int cli;\n",
     "tools/mtmd/mtmd.cpp": "int mtmd;\n",
-    "tools/server/server.cpp": "int not_needed;\n",
+    "tools/rpc/rpc-server.cpp": "int rpc;\n",
+    "tools/server/server.cpp": "int server;\n",
+    "tools/ui/package.json": "{}\n",
+    "tools/quantize/quantize.cpp": "int not_needed;\n",
 }
 
 # A build backend without requirements, in the sdist itself: `pip download` asks for the metadata.
@@ -164,7 +171,7 @@ def test_series_is_applied_in_order(tree: Tree, tool: str) -> None:
     assert tree.graph() == GRAPH
     assert (tree.stock / "src" / "llama-context.cpp").read_text() == CONTEXT
     assert {f.name for f in tree.patched.iterdir()} == {name.split("/")[0] for name in FILES}
-    assert [f.name for f in (tree.patched / "tools").iterdir()] == ["mtmd"]
+    assert sorted(f.name for f in (tree.patched / "tools").iterdir()) == ["cli", "mtmd", "rpc", "server", "ui"]
 
 
 @pytest.mark.parametrize("in_hook", [False, True])

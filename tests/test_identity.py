@@ -72,6 +72,7 @@ def test_public_names() -> None:
         "SelfExtendConfig",
         "SelfExtendError",
         "SelfExtendInfo",
+        "ServerError",
         "SettingError",
         "ShiftError",
         "StaleStreamError",
