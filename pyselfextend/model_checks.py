@@ -22,8 +22,8 @@ __all__ = ["epsilons", "n_rot", "vocabulary"]
 NO_VOCABULARY = ("no_vocab", "none")  # what files without one name
 
 
-def vocabulary(keys: Keys) -> None:
-    """It names its tokenizer, and has tokens for it."""
+def vocabulary(keys: Keys) -> bool:
+    """It names its tokenizer, and has tokens for it. Returns whether there is one."""
     metadata = keys.file.metadata
     model = metadata.get("tokenizer.ggml.model")
     if not isinstance(model, str):
@@ -31,6 +31,7 @@ def vocabulary(keys: Keys) -> None:
     tokens = metadata.get(TOKENS)
     if model not in NO_VOCABULARY and not (isinstance(tokens, Skipped) and tokens.n):
         raise keys.problem(f"it has no tokens: {TOKENS} is {shown(tokens)}")
+    return model not in NO_VOCABULARY
 
 
 def epsilons(keys: Keys) -> None:

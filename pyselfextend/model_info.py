@@ -122,6 +122,9 @@ class ModelInfo:
     n_vocab: int
     """Tokens in the vocabulary; 0: unknown."""
 
+    has_tokenizer: bool
+    """Whether it can be asked."""
+
     n_ff: int
     """Size of the widest row that a layer's feed-forward network computes for a token, experts in use together."""
 
@@ -171,7 +174,7 @@ def model_info(path: str | os.PathLike[str], overrides: Mapping[str, Scalar] | N
     layers = _layers(keys, n_block, n_embd)
     rope = _rope(keys, layers, {tensor.name for tensor in file.tensors})
     model_checks.epsilons(keys)
-    model_checks.vocabulary(keys)
+    has_tokenizer = model_checks.vocabulary(keys)
     embeddings = next((tensor.shape for tensor in file.tensors if tensor.name == "token_embd.weight"), ())
     types = Counter(tensor.type for tensor in file.tensors)
     name = file.metadata.get("general.name")
@@ -190,6 +193,7 @@ def model_info(path: str | os.PathLike[str], overrides: Mapping[str, Scalar] | N
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_vocab=embeddings[1] if len(embeddings) == 2 else 0,
+        has_tokenizer=has_tokenizer,
         n_ff=_n_ff(keys, n_block),
         rope=rope,
         has_learned_positions=any(tensor.name == "position_embd.weight" for tensor in file.tensors),

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import unsupported
+from architectures import make_tiny
 from serving import N_CTX, NEEDS_SERVER, L, call, complete, serving, short_model, text
 
 from pyselfextend import Llama, ServerError, SettingError
@@ -217,9 +218,10 @@ def test_progress_while_a_long_text_is_read(short: Path) -> None:
 
 
 def test_a_model_that_cannot_be_extended_says_so(tmp_path: Path) -> None:
-    model = unsupported.make(tmp_path / "bloom.gguf", "bloom")
+    model = unsupported.make(tmp_path / "bloom.gguf", "bloom", make_tiny().vocabulary())
     with serving(model, n_ctx=2048) as server:
         props = call(server, "/props")
+        assert complete(server, text(20))["tokens_predicted"] == 8
     said = props["self_extend"]
     assert not said["is_extended"] and "ALiBi" in said["refused"]
     assert props["default_generation_settings"]["n_ctx"] == said["n_ctx_train"] < 2048

@@ -29,7 +29,7 @@ def test_the_context_of_a_slot(tmp_path: Path, n_ctx_train: int, expected: int) 
 
 
 def test_a_model_that_cannot_be_extended_has_its_own_context(tmp_path: Path) -> None:
-    path = unsupported.make(tmp_path / "bloom.gguf", "bloom")
+    path = unsupported.make(tmp_path / "bloom.gguf", "bloom", make_tiny().vocabulary())
     assert default_n_ctx(path) == make_setting(path).n_ctx == make_setting(path).n_ctx_train
     assert make_setting(path).refused is None
     assert "ALiBi" in str(make_setting(path, 4096).refused)
@@ -110,6 +110,7 @@ def test_the_plain_model_by_name(tmp_path: Path) -> None:
 
 def test_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("no model")
-    for name in ("text.gguf", "missing.gguf"):
+    unsupported.make(tmp_path / "mute.gguf", "gemma3")
+    for name in ("text.gguf", "missing.gguf", "mute.gguf"):
         with pytest.raises(ModelFileError):
             make_setting(tmp_path / name)

@@ -119,8 +119,9 @@ def metadata(arch: str) -> Iterable[tuple[str, Any]]:
         yield "expert_shared_count", 1
 
 
-def make(path: Path, arch: str) -> Path:
-    """Write the model to path."""
+def make(path: Path, arch: str, vocabulary: list[tuple[str, float, int]] | None = None) -> Path:
+    """Write the model to path. With a vocabulary, as that of the tiny models, it can be asked."""
+    n_vocab = N_VOCAB if vocabulary is None else len(vocabulary)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(N_CTX_TRAIN)
     writer.add_embedding_length(N_EMBD)
@@ -131,13 +132,17 @@ def make(path: Path, arch: str) -> Path:
     writer.add_head_count_kv(n_head_kv.get(arch, N_HEAD))
     writer.add_layer_norm_eps(1e-5)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(N_VOCAB)
-    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(n_vocab)
+    writer.add_tokenizer_model("no_vocab" if vocabulary is None else "llama")
+    if vocabulary is not None:
+        writer.add_token_list([text for text, _, _ in vocabulary])
+        writer.add_token_scores([score for _, score, _ in vocabulary])
+        writer.add_token_types([kind for _, _, kind in vocabulary])
     for key, value in metadata(arch):
         add = {float: writer.add_float32, list: writer.add_array}.get(type(value), writer.add_uint32)
         add(f"{arch}.{key}", value)
 
-    tensors = weights(token_embd=(N_EMBD, N_VOCAB)) | affine(output_norm=(N_EMBD,))
+    tensors = weights(token_embd=(N_EMBD, n_vocab)) | affine(output_norm=(N_EMBD,))
     if arch == "gpt2":
         tensors |= weights(position_embd=(N_EMBD, N_CTX_TRAIN))
     if arch == "gemma4":

@@ -155,7 +155,7 @@ def start(
         timeout: seconds that it may take; None: no limit.
 
     Raises:
-        ModelFileError: the file cannot be read, or llama.cpp cannot load what it says.
+        ModelFileError: the file cannot be read, llama.cpp cannot load what it says, or it has no tokenizer.
         SettingError: a value is not allowed, or the model does not reach ``n_ctx`` with it.
         ServerError: the package was built without the server, it has ended, or the time is over.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..config import AUTO, SETTING_MAX, integer
-from ..errors import SettingError
+from ..errors import ModelFileError, SettingError
 from ..maps import SELF_EXTEND
 from ..model_info import model_info
 from ..plan import Plan, make_plan
@@ -112,7 +112,7 @@ def make_setting(
         n_parallel: slots, each with a context of its own.
 
     Raises:
-        ModelFileError: the file cannot be read, or llama.cpp cannot load what it says.
+        ModelFileError: the file cannot be read, llama.cpp cannot load what it says, or it has no tokenizer.
         SettingError: a value is not allowed, or the model does not reach ``n_ctx`` with it.
     """
     n_parallel = integer("n_parallel", n_parallel, 1, N_PARALLEL_MAX)
@@ -120,6 +120,8 @@ def make_setting(
         n_ctx = default_n_ctx(model, n_parallel)
     n_ctx = integer("n_ctx", n_ctx, 1, SETTING_MAX // n_parallel)
     plan = make_plan(model, n_ctx, ga_n=ga_n, ga_w=ga_w, ga_map=ga_map)
+    if not plan.model.has_tokenizer:
+        raise ModelFileError(f"{plan.model.path} has no tokenizer, so it cannot be asked")  # llama.cpp would abort
     return ServerSetting(
         model=Path(model),
         n_ctx=n_ctx,
