@@ -69,7 +69,18 @@ class Small:
         (root / "src").mkdir(parents=True, exist_ok=True)
         (root / "CMakeLists.txt").write_text(project)
         (root / "src" / "llama.c").write_text(code)
-        for name in ("LICENSE", "cmake/x", "ggml/x", "include/x", "tools/mtmd/x", "vendor/x"):  # what is unpacked
+        tools = [f"tools/{name}/x" for name in ("cli", "mtmd", "rpc", "server", "ui")]
+        others = [
+            "LICENSE",
+            "cmake/x",
+            "common/x",
+            "ggml/x",
+            "include/x",
+            "licenses/x",
+            "scripts/ui-assets.cmake",
+            "vendor/x",
+        ]
+        for name in (*others, *tools):  # what is unpacked
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).touch()
         archive = self.cache / "llama_cpp_python-9.9.9.tar.gz"
