@@ -29,6 +29,8 @@ CTX_PARAMS = (
 
 ON_DEVICE = bool(os.environ.get("PYSELFEXTEND_DEVICE"))
 IS_FUSED = os.environ.get("PYSELFEXTEND_DEVICE") in ("cuda", "vulkan")  # has the attention as one node
+#: What logits in F32 may differ by from those of the reference. On Vulkan in software the plain model's do by 0.033.
+ROUNDING = 0.1 if IS_FUSED else 5e-3
 #: The ways of computing the attention: 0 as the device can, 1 fused, 2 composed.
 ATTN = [0, 2] if IS_FUSED else [2] if ON_DEVICE else [1, 2]
 
@@ -42,6 +44,8 @@ def load() -> _native.Library:
     os.environ[_native.LIB_PATH_VARIABLE] = given  # read when llama_cpp is imported for the first time
     import llama_cpp
 
+    found = Path(llama_cpp.llama_cpp._lib._name).parent
+    assert found.resolve() == Path(given).resolve(), f"llama_cpp was imported before, with {found}"
     if endpoint := os.environ.get("PYSELFEXTEND_RPC"):
         add_rpc_device(Path(given), endpoint)
     return _native.Library(llama_cpp.llama_cpp._lib, Path(given))
