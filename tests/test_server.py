@@ -176,7 +176,7 @@ def test_groups_that_were_measured(short: Path) -> None:
     with serving(short, "--ga-groups", "400:4,1024:8") as server:
         for n_tokens, ga_n in [(300, 4), (600, 8), (100, 4)]:  # the last keeps no more than the window, and is short
             answer = complete(server, text(n_tokens, n_tokens), cache_prompt=False)
-            assert answer["timings"]["ga_n"] == (ga_n if n_tokens > 100 else 4)
+            assert answer["timings"]["ga_n"] == ga_n
 
 
 #
@@ -280,4 +280,4 @@ def test_a_port_that_is_taken(short: Path) -> None:
 
 def test_what_takes_too_long(short: Path) -> None:
     with pytest.raises(ServerError, match="not ready after"):
-        start(short, n_ctx=512, timeout=0.001)
+        start(short, n_ctx=512, timeout=0)

@@ -13,13 +13,11 @@ from ..maps import MAPS, SELF_EXTEND
 from ._command import option
 from ._options import GgufFile, GroupSize, Integer, window
 
-__all__ = ["FIRST", "OTHERS", "context_options", "port"]
+__all__ = ["OTHERS", "context_options", "port"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-OTHERS = (
-    """All other options are handed on to llama.cpp's program, which lists them: pyselfextend serve MODEL -- --help."""
-)
+OTHERS = "All other options are handed on to llama.cpp's program, which lists them: pyselfextend serve MODEL -- --help."
 
 
 class FirstFile(GgufFile):
@@ -32,11 +30,8 @@ class FirstFile(GgufFile):
         return super().convert(value, param, ctx)
 
 
-FIRST = FirstFile()
-
-
 def context_options(function: _Function) -> _Function:
-    """How long a context is, and how it is extended."""
+    """The model, how long its context is and how it is extended, and what is handed on."""
     for decorate in (
         option(
             "--ga-map",
@@ -63,6 +58,8 @@ def context_options(function: _Function) -> _Function:
             show_default="up to four times the trained window, as memory allows, and 32768",
             help="Tokens of a chat with its answers.",
         ),
+        click.argument("options", nargs=-1, type=click.UNPROCESSED),
+        click.argument("model", type=FirstFile()),
     ):
         function = decorate(function)
     return function

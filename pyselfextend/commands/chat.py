@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from ._command import Command, option
-from ._server import FIRST, OTHERS, context_options, port
+from ._server import OTHERS, context_options, port
 
 __all__ = ["command"]
 
@@ -28,8 +28,6 @@ The page keeps chats in the browser, by the address of the page: with another --
         "pyselfextend chat model.gguf --terminal",
     ],
 )
-@click.argument("model", type=FIRST)
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @context_options
 @port(8642, "Port of the page, on this machine only; 0: one that is free.")
 @option("--browser/--no-browser", default=True, section="Page", help="Whether to open the page.")

@@ -26,8 +26,7 @@ Where 'pyselfextend tune' has measured the model with this window, it is what re
 With --json, one object. model: path, parts, architecture, name, quantization, tensor_types, n_params, bytes_weights,
 bytes_input, bytes_blocks, bytes_output, n_ctx_train, n_embd, n_vocab, has_tokenizer, n_ff, rope,
 has_learned_positions, layers (n_head, n_head_kv, n_embd_head_k, n_embd_head_v, window, has_rope, has_cache),
-has_plain_cache, refused (why SelfExtend
-refuses it, or null). n_tokens, n_ctx (cells).
+has_plain_cache, refused (why SelfExtend refuses it, or null). n_tokens, n_ctx (cells).
 recommended, asked, pair (which memory is for) and each of pairs: ga_n, ga_w, n_ctx_reach, reaches, pos_rel_max,
 share, rule ("1/2", "2/3" or null); null is the plain model. why. auto: each ga_n that texts up to n_tokens are read
 with, and the longest text of each (n_tokens); is_measured: by tune. memory, for each type of cache: cache (type_k,

@@ -10,7 +10,7 @@ import click
 from ..server.process import LOOPBACK
 from ._command import Command, option
 from ._options import Integer
-from ._server import FIRST, OTHERS, context_options, port
+from ._server import OTHERS, context_options, port
 
 __all__ = ["command"]
 
@@ -32,8 +32,6 @@ a slot is refused with status 400; nothing is cut, unless --context-shift is giv
         "pyselfextend serve model.gguf --cache-type-k q8_0 --cache-type-v q8_0",
     ],
 )
-@click.argument("model", type=FIRST)
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @context_options
 @option(
     "--parallel",

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from ..errors import ServerError
 from ..screen import progress_console, result_console
-from ..server import Server, ServerSetting, has_page, program
-from ..server.process import LOOPBACK, run
+from ..server import ServerSetting, has_page, program
+from ..server.process import LOOPBACK, launch, run
 from ..server.programs import CLI, SERVER
 
 __all__ = ["about", "chat_here", "chat_on_page", "serve"]
@@ -52,16 +52,15 @@ def chat_on_page(setting: ServerSetting, port: int, browser: bool, options: Sequ
     """Serve the page until Ctrl-C. Returns 0."""
     console = result_console()
     if not has_page():
-        say(
-            console,
-            "the server was built without its page, which needs Node.js with npm: chatting here instead",
-        )
+        say(console, "the server was built without its page, which needs Node.js with npm: chatting here instead")
         return chat_here(setting, options)
     say(console, *about(setting))
     if port and not is_free(port):
         say(console, f"port {port} is taken, so this page has no chats of before: --port chooses another")
         port = 0
-    with loading(setting, port, options) as server:
+    with progress_console().status("loading the model") if sys.stderr.isatty() else contextlib.nullcontext():
+        server = launch(setting, LOOPBACK, port, options)
+    with server:
         say(console, f"{server.url}  (Ctrl-C ends it)")
         if browser and not webbrowser.open(server.url):
             say(console, "there is no browser to open it in")
@@ -69,16 +68,6 @@ def chat_on_page(setting: ServerSetting, port: int, browser: bool, options: Sequ
             server.join()
             raise ServerError(f"the server has ended: {server.last_lines()}")
     return 0
-
-
-@contextlib.contextmanager
-def loading(setting: ServerSetting, port: int, options: Sequence[str]) -> Iterator[Server]:
-    """A server that has loaded its model."""
-    command = [os.fspath(program(SERVER)), *setting.server_arguments(LOOPBACK, port), *options]
-    with Server(command) as server:
-        with progress_console().status("loading the model") if sys.stderr.isatty() else contextlib.nullcontext():
-            server.wait()
-        yield server
 
 
 def is_free(port: int) -> bool:

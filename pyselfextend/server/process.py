@@ -20,9 +20,9 @@ from ..config import integer
 from ..errors import ServerError
 from ..maps import SELF_EXTEND
 from .programs import SERVER, program
-from .setting import make_setting
+from .setting import ServerSetting, make_setting
 
-__all__ = ["LOOPBACK", "Server", "run", "start"]
+__all__ = ["LOOPBACK", "Server", "launch", "run", "start"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -124,6 +124,24 @@ def run(command: Sequence[str]) -> int:
             return process.wait()
 
 
+def launch(
+    setting: ServerSetting,
+    host: str,
+    port: int,
+    options: Sequence[Any],
+    log: Path | None = None,
+    timeout: float | None = None,
+) -> Server:
+    """``start`` with what has been checked."""
+    server = Server([os.fspath(program(SERVER)), *setting.server_arguments(host, port), *map(str, options)], log)
+    try:
+        server.wait(timeout)
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
 def start(
     model: str | os.PathLike[str],
     *,
@@ -161,11 +179,4 @@ def start(
     """
     setting = make_setting(model, n_ctx, ga_n=ga_n, ga_w=ga_w, ga_map=ga_map, n_parallel=n_parallel)
     port = integer("port", port, 0, 65535)
-    command = [os.fspath(program(SERVER)), *setting.server_arguments(host, port)]
-    server = Server([*command, *map(str, options)], None if log is None else Path(log))
-    try:
-        server.wait(timeout)
-    except BaseException:
-        server.close()
-        raise
-    return server
+    return launch(setting, host, port, options, None if log is None else Path(log), timeout)

@@ -1,7 +1,5 @@
 #include "server/llama-self-extend-args.h"
 
-#include "llama-self-extend.h"
-
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
@@ -28,6 +26,26 @@ static const std::pair<const char *, llama_self_extend_map_type> maps[] = {
     { "mrrope",      LLAMA_SELF_EXTEND_MAP_MRROPE      },
 };
 
+const char * llama_self_extend_map_name(llama_self_extend_map_type map) {
+    for (const auto & [name, type] : maps) {
+        if (type == map) {
+            return name;
+        }
+    }
+
+    return "";
+}
+
+static std::string map_names() {
+    std::string res;
+
+    for (const auto & [name, _] : maps) {
+        res += (res.empty() ? "" : ", ") + std::string(name);
+    }
+
+    return res;
+}
+
 // a number in full, from 0 to n_max
 static uint64_t parse_number(const std::string & what, const std::string & text, uint64_t n_max) {
     const bool is_number = !text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos;
@@ -48,17 +66,14 @@ static void parse_ga_w(common_params &, const std::string & value) {
 }
 
 static void parse_ga_map(common_params &, const std::string & value) {
-    std::string names;
-
     for (const auto & [name, map] : maps) {
         if (value == name) {
             given.map = map;
             return;
         }
-        names += (names.empty() ? "" : ", ") + std::string(name);
     }
 
-    throw std::invalid_argument("--ga-map is '" + value + "', it must be one of " + names);
+    throw std::invalid_argument("--ga-map is '" + value + "', it must be one of " + map_names());
 }
 
 static void parse_ga_groups(common_params &, const std::string & value) {
@@ -87,8 +102,7 @@ std::vector<common_arg> llama_self_extend_args() {
             "1: the plain model; its slots are no longer than its trained context", parse_ga_n).set_env("LLAMA_ARG_GA_N"),
         common_arg({"--ga-w"}, "N", "neighbour window of SelfExtend: the last N tokens keep their exact relative positions\n"
             "(default: an eighth of the trained context, at most 2048)", parse_ga_w).set_env("LLAMA_ARG_GA_W"),
-        common_arg({"--ga-map"}, "NAME", "how far tokens are mapped: self-extend, jet-long, rerope, leaky, lampe, mrrope (default: self-extend)",
-            parse_ga_map).set_env("LLAMA_ARG_GA_MAP"),
+        common_arg({"--ga-map"}, "NAME", "how far tokens are mapped: " + map_names() + " (default: self-extend)", parse_ga_map).set_env("LLAMA_ARG_GA_MAP"),
         common_arg({"--ga-groups"}, "N:G,...", "group sizes that were measured on the model: texts of up to N tokens are read with G\n"
             "(default: none, the authors' rule is followed)", parse_ga_groups).set_env("LLAMA_ARG_GA_GROUPS"),
     };

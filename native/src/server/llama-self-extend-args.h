@@ -2,6 +2,8 @@
 
 #include "arg.h"
 
+#include "llama-self-extend.h"
+
 #include <vector>
 
 //
@@ -14,3 +16,6 @@ std::vector<common_arg> llama_self_extend_args();
 // Take what they were given for the contexts of the process. Without any of them the group size follows the length of the text.
 // Throws std::invalid_argument if they are wrong for every model.
 void llama_self_extend_apply_args();
+
+// by which --ga-map chooses it
+const char * llama_self_extend_map_name(llama_self_extend_map_type map);

@@ -1,5 +1,7 @@
 #include "server/llama-self-extend-server.h"
 
+#include "server/llama-self-extend-args.h"
+
 #include <algorithm>
 #include <sstream>
 #include <utility>
@@ -45,12 +47,6 @@ int32_t llama_self_extend_begin(
     return res;
 }
 
-static const char * name_of(llama_self_extend_map_type map) {
-    static const char * names[] = { "self-extend", "jet-long", "rerope", "leaky", "lampe", "mrrope" };
-
-    return names[map];
-}
-
 common_json llama_self_extend_props(const llama_context * ctx) {
     common_json res;
 
@@ -68,7 +64,7 @@ common_json llama_self_extend_props(const llama_context * ctx) {
 
     if (info.n_bytes_far > 0) {
         res["ga_w"]             = info.ga_w;
-        res["ga_map"]           = name_of(info.map);
+        res["ga_map"]           = llama_self_extend_map_name(info.map);
         res["n_layer_fused"]    = info.n_layer_fused;
         res["n_layer_composed"] = info.n_layer_composed;
     } else if (!reason.empty()) {
