@@ -39,8 +39,10 @@ demo: setup ## ask a small model about a text that is longer than its trained wi
 chat: setup $(VENV)/.server ## open a page to chat with a small model about texts longer than its trained window
 	$(VENV)/bin/pyselfextend chat "$$($(DEFAULT_MODEL))"
 
-test: setup test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
-	PYSELFEXTEND_HF_PYTHON=$(REFERENCE)/bin/python $(PY) -m pytest
+# Two at a time, a file of tests each; their threads wait for each other without spinning, so that the others get on.
+JOBS ?= 2
+test: setup $(VENV)/.server test-cpp $(VENV)/.gemma3 $(REFERENCE)/.installed ## run all tests
+	OMP_WAIT_POLICY=passive PYSELFEXTEND_HF_PYTHON=$(REFERENCE)/bin/python $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 test-cpp: $(VENV)/.package ## run the C++ tests; what is compiled for them alone takes five minutes of a core the first time
 	@echo "Building the tests of CUDA's kernels on the host"

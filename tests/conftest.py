@@ -81,7 +81,7 @@ def stock_lib() -> Path:
     if given := os.environ.get("PYSELFEXTEND_STOCK_LIB"):
         found = [Path(given)] if Path(given, "libllama.so").exists() else []
     else:
-        found = [f.parent for f in ROOT.glob("build/**/libllama-stock/libllama.so")]
+        found = [f.parent for f in ROOT.glob("build/*/libllama-stock/libllama.so")]
     if not found:
         pytest.fail(
             "there is no unpatched libllama: configure with -DPYSELFEXTEND_BUILD_STOCK=ON and build the target "

@@ -33,7 +33,7 @@ def source() -> Path:
     """The llama.cpp that the library was built from: PYSELFEXTEND_SOURCE, or the latest below build/."""
     if given := os.environ.get("PYSELFEXTEND_SOURCE"):
         return Path(given)
-    found = [header.parent.parent for header in ROOT.glob("build/**/llama.cpp/include/llama.h")]
+    found = [header.parent.parent for header in ROOT.glob("build/*/llama.cpp/include/llama.h")]
     if not found:
         pytest.fail("there is no llama.cpp below build/: build the package, or name one in PYSELFEXTEND_SOURCE")
     return max(found, key=lambda folder: folder.stat().st_mtime)

@@ -71,6 +71,9 @@ FOLLOWED = {
 #: Grammars that no token of the model continues.
 STUCK = [r"root ::= [^\x00-\U7FFFFFFF]", "root ::= <[999999]>", r'root ::= "ab" [^\x00-\U7FFFFFFF]']
 
+#: Each a may be the one before any of 150 characters: 150 readings, then 22,500.
+MANY_WAYS = "root ::= " + " | ".join(f'"a" root "\\u{0x4E00 + i:04x}"' for i in range(150))
+
 NO_TOKEN = "^the grammar cannot be followed: no token of the model"
 
 
@@ -155,10 +158,8 @@ def test_a_processor_that_leaves_nothing_that_fits(llm: Llama) -> None:
 
 
 def test_readings_that_grow_with_each_token(llm: Llama) -> None:
-    """Each a may be the one before any of 150 characters: 150 readings, then 22,500."""
-    text = "root ::= " + " | ".join(f'"a" root "\\u{0x4E00 + i:04x}"' for i in range(150))
     with pytest.raises(GrammarError, match="can be read in too many ways: the text so far has 22500 readings"):
-        llm.create_completion("Hello", max_tokens=40, grammar=LlamaGrammar.from_string(text))
+        llm.create_completion("Hello", max_tokens=40, grammar=LlamaGrammar.from_string(MANY_WAYS))
 
 
 def test_a_sampler_can_be_reset_and_copied(llm: Llama) -> None:

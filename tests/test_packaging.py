@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from pyselfextend.server import has_page
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,12 +54,23 @@ def run(*command: object, **env: str) -> str:
     return result.stdout
 
 
+def built_page() -> Path | None:
+    """The page of the server that npm made for the package, which takes minutes; None: there is none."""
+    if not has_page():
+        return None
+    pages = list(ROOT.glob("build/*/upstream/tools/ui/dist/index.html"))
+    assert pages, "the server has a page, but it was built in another folder than build/"
+    return max(pages, key=lambda page: page.stat().st_mtime).parent
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's wheel with the default backends."""
     folder = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "-Cbuild-dir=build/wheel", "--wheel-dir", folder]
-    options.append("-Ccmake.define.PYSELFEXTEND_BUILD_SERVER=OFF")  # which takes as long again
+    page = built_page()
+    options.append(f"-Ccmake.define.PYSELFEXTEND_BUILD_PAGE={'ON' if page else 'OFF'}")
+    options.append(f"-Ccmake.define.PYSELFEXTEND_PAGE_DIR={page or ''}")
     run(sys.executable, "-m", "pip", "wheel", *options, ROOT, CMAKE_ARGS="")
     (found,) = folder.glob("pyselfextend-*.whl")
     return found
@@ -83,7 +96,34 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-LICENSES = ("llama.cpp", "llamafile-sgemm", "miniaudio", "rotate-bits", "sha256", "stb", "subprocess", "xxhash", "yarn")
+SERVE = """
+import gzip, json, sys, urllib.request
+from pyselfextend.server import start
+
+def get(path):  # the page is compressed
+    request = urllib.request.Request(server.url + path, headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return gzip.decompress(answer.read()).decode()
+
+with start(sys.argv[1], n_ctx=1024, options=["--threads", "1"]) as server:
+    request = urllib.request.Request(server.url + "/completion", json.dumps({
+        "prompt": list(range(40, 80)) * 15, "n_predict": 8, "temperature": 0, "return_tokens": True,
+    }).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found = json.loads(answer.read())
+    has_page = sys.argv[2] == "True"
+    print(json.dumps({
+        "tokens": found["tokens"],
+        "n_evaluated": found["tokens_evaluated"],
+        "page": get("/") if has_page else "",
+        "licenses": get("/licenses.md") if has_page else "",
+    }))
+"""
+
+LICENSES = (
+    *("big-integer", "cpp-httplib", "decimal.js", "llama.cpp", "llamafile-sgemm", "miniaudio", "nerdamer-prime"),
+    *("nlohmann-json", "remark-math", "rotate-bits", "sha256", "stb", "subprocess", "xxhash", "yarn"),
+)
 
 
 def metadata(wheel: Path, name: str) -> Message:
@@ -93,13 +133,45 @@ def metadata(wheel: Path, name: str) -> Message:
 
 
 def test_libraries(names: list[str]) -> None:
-    """libllama and libmtmd under the names that llama_cpp looks for, ggml under names of its own, nothing else."""
+    """libllama and libmtmd under the names that llama_cpp looks for, the others under names of their own, no more."""
     prefix, suffix = {"win32": ("", ".dll"), "darwin": ("lib", ".dylib")}.get(sys.platform, ("lib", ".so"))
-    parts = {"ggml-pyselfextend", "ggml-base-pyselfextend", "ggml-cpu-pyselfextend", "llama", "mtmd"}
+    ours = ("ggml", "ggml-base", "ggml-cpu", "ggml-rpc", "llama-common", "llama-server-impl", "llama-cli-impl")
+    parts = {*(f"{name}-pyselfextend" for name in ours), "llama", "mtmd"}
     if sys.platform == "darwin":
         parts |= {"ggml-metal-pyselfextend", "ggml-blas-pyselfextend"}
     expected = {f"pyselfextend/lib/{prefix}{part}{suffix}" for part in parts}
     assert {name for name in names if name.startswith("pyselfextend/lib/")} == expected
+
+
+def test_programs(wheel: Path, names: list[str]) -> None:
+    """The server, the terminal chat and the worker, which may be run, and the licences of what is in the page."""
+    suffix = ".exe" if sys.platform == "win32" else ""
+    programs = {f"pyselfextend/bin/{name}{suffix}" for name in ("llama-server", "llama-cli", "ggml-rpc-server")}
+    page = {"pyselfextend/bin/page-licenses.md"} if has_page() else set()
+    assert {name for name in names if name.startswith("pyselfextend/bin/")} == programs | page
+    with zipfile.ZipFile(wheel) as archive:
+        assert all(archive.getinfo(name).external_attr >> 16 & 0o111 for name in programs)
+
+
+@pytest.mark.skipif(not has_page(), reason="the server was built without its page: it needs npm")
+def test_licenses_of_the_page(wheel: Path) -> None:
+    """Vite lists what it bundles with the text of each licence. Two packages hold none: remark-math.txt has it."""
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read("pyselfextend/bin/page-licenses.md").decode()
+    found = dict(re.findall(r"^## (\S+) - \d[^\n]*\n(.*?)(?=^## \S+ - \d|\Z)", text, re.MULTILINE | re.DOTALL))
+    imported = {
+        "@lucide/svelte",
+        "bits-ui",
+        "dexie",
+        "dompurify",
+        "highlight.js",
+        "katex",
+        "mermaid",
+        "pdfjs-dist",
+        "svelte",
+    }
+    assert imported <= set(found)
+    assert {name for name, licence in found.items() if len(licence) < 200} == {"rehype-katex", "remark-math"}
 
 
 def test_python_files(names: list[str]) -> None:
@@ -152,13 +224,16 @@ def test_no_library_can_be_taken_for_a_stock_one(wheel: Path, tmp_path: Path) ->
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     libraries = list((tmp_path / "pyselfextend" / "lib").iterdir())
-    assert len(libraries) == 5
+    assert len(libraries) == 9
     for library in libraries:
         dynamic = run(readelf, "--dynamic", "--wide", library)
         assert re.findall(r"\(SONAME\).*\[(.*)\]", dynamic) == [library.name]
         needed = [name for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic) if "ggml" in name or "llama" in name]
         assert all(name.endswith("-pyselfextend.so") or name == "libllama.so" for name in needed)
         assert re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", dynamic) == ["$ORIGIN"]
+    for program in (tmp_path / "pyselfextend" / "bin").glob("*-server"):
+        dynamic = run(readelf, "--dynamic", "--wide", program)
+        assert re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", dynamic) == ["$ORIGIN:$ORIGIN/.:$ORIGIN/../lib"]
 
 
 def test_clean_environment(wheel: Path, bindings: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -181,3 +256,11 @@ def test_clean_environment(wheel: Path, bindings: Path, tiny_model: Path, tmp_pa
     assert Path(found["library"]).parent == Path(out["lib"])
     assert found["answers"][0]["attention"] == [{"way": "fused", "device": "CPU", "layers": [0, 1]}]
     assert "For 1024 tokens" in run(scripts / "pyselfextend", "plan", tiny_model)
+
+    served = json.loads(
+        run(scripts / "python", "-I", "-c", SERVE, tiny_model, has_page(), PATH=str(scripts)).splitlines()[-1]
+    )
+    assert (len(served["tokens"]), served["n_evaluated"]) == (8, 600)
+    if has_page():
+        assert "<!doctype html" in served["page"].lower()
+        assert "svelte" in served["licenses"]

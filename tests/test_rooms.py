@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "cache": {"params", "positions", "rope", "state", "attention", "attention/check"},
     "graph": {"params", "positions", "rope", "attention", "attention/cpu", "cache"},
     "api": {"params", "positions", "attention", "attention/cpu", "cache", "graph"},
+    "rpc": set(),
     "server": set(),  # by the header of the library alone
 }
 MAX_LINES = 520

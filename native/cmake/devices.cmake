@@ -56,3 +56,10 @@ function(pyselfextend_add_vulkan)
         set_property(SOURCE ${sources} TARGET_DIRECTORY ggml-vulkan APPEND PROPERTY COMPILE_OPTIONS -Werror)
     endif()
 endfunction()
+
+# A worker on another machine that is gone without a word is noticed.
+function(pyselfextend_add_rpc)
+    if(TARGET ggml-rpc)
+        target_include_directories(ggml-rpc PRIVATE "${PROJECT_SOURCE_DIR}/native/src")
+    endif()
+endfunction()

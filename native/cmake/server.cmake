@@ -1,11 +1,14 @@
 # llama.cpp's server, its page and its terminal chat, on our libraries. Included before llama.cpp is added: its utilities are then built too.
 
 set(LLAMA_BUILD_COMMON ON CACHE BOOL "The server is built on them" FORCE)
+set(GGML_RPC      ON  CACHE BOOL "ggml: use RPC: layers of a model on several machines")
+set(GGML_RPC_RDMA OFF CACHE BOOL "ggml: RDMA for RPC: off, it would tie the package to libibverbs")
 set(LLAMA_OPENSSL OFF CACHE BOOL "HTTPS in the server: off, it would tie the package to one version of OpenSSL")
 
-# The page is made by npm, or left out; it is never downloaded ready-made.
+# The page is made by npm, or elsewhere and given, or left out; it is never downloaded ready-made.
+set(PYSELFEXTEND_PAGE_DIR "" CACHE PATH "A page that npm made before, of the same source: upstream/tools/ui/dist of another build folder")
 find_program(PYSELFEXTEND_NPM NAMES npm npm.cmd)
-if(PYSELFEXTEND_NPM)
+if(PYSELFEXTEND_NPM OR PYSELFEXTEND_PAGE_DIR)
     set(page ON)
 else()
     set(page OFF)
@@ -17,6 +20,16 @@ if(PYSELFEXTEND_BUILD_PAGE)
     set(PYSELFEXTEND_HAS_PAGE True)
 else()
     message(STATUS "The server is built without its page: install Node.js 20 or later with npm for it, and build anew")
+endif()
+set(PYSELFEXTEND_BUILT_PAGE "${CMAKE_BINARY_DIR}/upstream/tools/ui/dist")
+file(REMOVE_RECURSE "${LLAMA_CPP_DIR}/tools/ui/dist") # llama.cpp takes what is there in place of npm's
+if(PYSELFEXTEND_BUILD_PAGE AND PYSELFEXTEND_PAGE_DIR)
+    if(NOT EXISTS "${PYSELFEXTEND_PAGE_DIR}/index.html" OR NOT EXISTS "${PYSELFEXTEND_PAGE_DIR}/licenses.md")
+        message(FATAL_ERROR "PYSELFEXTEND_PAGE_DIR is ${PYSELFEXTEND_PAGE_DIR}, which is no page built by npm: "
+            "it must hold index.html and licenses.md.")
+    endif()
+    set(PYSELFEXTEND_BUILT_PAGE "${PYSELFEXTEND_PAGE_DIR}")
+    file(COPY "${PYSELFEXTEND_PAGE_DIR}/" DESTINATION "${LLAMA_CPP_DIR}/tools/ui/dist")
 endif()
 
 # Ours are beside the page's own, where the series names them.
@@ -31,7 +44,8 @@ function(pyselfextend_add_to_target target)
     target_include_directories(${objects} PRIVATE "${PROJECT_SOURCE_DIR}/native/include" "${PROJECT_SOURCE_DIR}/native/src")
     # SYSTEM: warnings of upstream headers are upstream's
     target_include_directories(${objects} SYSTEM PRIVATE
-        "${LLAMA_CPP_DIR}/common" "${LLAMA_CPP_DIR}/include" "${LLAMA_CPP_DIR}/ggml/include")
+        "${LLAMA_CPP_DIR}/common" "${LLAMA_CPP_DIR}/include" "${LLAMA_CPP_DIR}/ggml/include" "${LLAMA_CPP_DIR}/vendor"
+        "${LLAMA_CPP_DIR}/tools/mtmd" "${LLAMA_CPP_DIR}/tools/server")
     pyselfextend_warnings(${objects})
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${objects}>)
 
@@ -56,8 +70,12 @@ function(pyselfextend_add_server libraries_var)
     endforeach()
     set(PROJECT_SOURCE_DIR "${ours}")
 
-    pyselfextend_add_to_target(llama-common   native/src/server/llama-self-extend-args.cpp)
-    pyselfextend_add_to_target(server-context native/src/server/llama-self-extend-server.cpp)
+    pyselfextend_add_to_target(llama-common      native/src/server/llama-self-extend-args.cpp
+                                                 native/src/server/llama-self-extend-sampling.cpp)
+    pyselfextend_add_to_target(server-context    native/src/server/llama-self-extend-end.cpp
+                                                 native/src/server/llama-self-extend-server.cpp
+                                                 native/src/server/llama-self-extend-slots.cpp)
+    pyselfextend_add_to_target(llama-server-impl native/src/server/llama-self-extend-http.cpp)
     set(${libraries_var} "${libraries}" PARENT_SCOPE)
 endfunction()
 
@@ -71,6 +89,10 @@ function(pyselfextend_install_server)
         pyselfextend_set_rpath(${program} . ../lib)
     endforeach()
     install(TARGETS ${programs} RUNTIME DESTINATION pyselfextend/bin COMPONENT pyselfextend)
+    if(PYSELFEXTEND_BUILD_PAGE) # of what npm put into the page, listed by Vite; the server has it at /licenses.md
+        install(FILES "${PYSELFEXTEND_BUILT_PAGE}/licenses.md" DESTINATION pyselfextend/bin
+            RENAME page-licenses.md COMPONENT pyselfextend)
+    endif()
 
     # llama.cpp goes on without a page where npm fails.
     add_custom_target(pyselfextend-page COMMAND "${CMAKE_COMMAND}" -D "UI_H=${CMAKE_BINARY_DIR}/upstream/tools/ui/ui.h"

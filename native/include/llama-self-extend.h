@@ -212,6 +212,9 @@ extern "C" {
                           const char * grammar,
                           const char * root);
 
+    // Whether llama.cpp's own sampler survives a grammar. If not, llama_self_extend_grammar_error() says why.
+    LLAMA_API bool llama_self_extend_grammar_check(const struct llama_vocab * vocab, const char * grammar, const char * root);
+
     // What has gone wrong with a grammar in the calling thread since the last call; empty: nothing.
     // *offset is the place in the grammar's text, in bytes, or -1. The string is valid until the thread's next call.
     LLAMA_API const char * llama_self_extend_grammar_error(int64_t * offset);

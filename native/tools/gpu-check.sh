@@ -54,10 +54,10 @@ prepare() {
     unpacked=$(mktemp -d)
     # shellcheck disable=SC2064
     trap "rm -rf '$unpacked'" EXIT
-    "$python" - "$sdist" "$unpacked" << 'PYTHON' || fail "$sdist could not be unpacked"
-import sys, tarfile
-parts = ("PKG-INFO", "llama_cpp/") + tuple(
-    f"vendor/llama.cpp/{part}" for part in ("CMakeLists.txt", "LICENSE", "cmake/", "ggml/", "include/", "src/", "tools/mtmd/", "vendor/"))
+    "$python" - "$sdist" "$unpacked" "$root/native/cmake/apply.cmake" << 'PYTHON' || fail "$sdist could not be unpacked"
+import re, sys, tarfile
+listed = re.search(r"set\(LLAMA_CPP_PARTS ([^)]*)\)", open(sys.argv[3]).read())[1].split()
+parts = ("PKG-INFO", "llama_cpp/", *(f"vendor/llama.cpp/{part}" for part in listed))
 with tarfile.open(sys.argv[1]) as archive:
     members = [m for m in archive if (m.name.partition("/")[2] + "/" * m.isdir()).startswith(parts)]
     for member in members:
@@ -90,7 +90,7 @@ configure() {
     local build=$1 cmake=$2
     shift 2
     CC=/usr/bin/gcc CXX=/usr/bin/g++ CUDAHOSTCXX=/usr/bin/g++ "$cmake" -S "$root" -B "$build" -G Ninja \
-        -D PYSELFEXTEND_BUILD_STOCK=ON -D PYSELFEXTEND_BUILD_TESTS=ON "$@"
+        -D PYSELFEXTEND_BUILD_SERVER=OFF -D PYSELFEXTEND_BUILD_STOCK=ON -D PYSELFEXTEND_BUILD_TESTS=ON "$@"
 }
 
 # CMake's options for CUDA, for the card of $1. PyTorch brings cuBLAS where the toolkit has none. The folder $2 gets links to CUDA's libraries,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,11 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from ..config import AUTO, SETTING_MAX
+from ..errors import ServerError
 from ..maps import MAPS, SELF_EXTEND
 from ._command import option
 from ._options import GgufFile, GroupSize, Integer, window
 
-__all__ = ["OTHERS", "context_options", "port"]
+__all__ = ["OTHERS", "context_options", "keep", "keep_options", "port"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -68,3 +70,29 @@ def context_options(function: _Function) -> _Function:
 def port(default: int, what: str) -> Callable[[_Function], _Function]:
     """The port."""
     return option("--port", type=Integer(0, 65535), default=default, metavar="N", section="Server", help=what)
+
+
+def keep(function: _Function) -> _Function:
+    """Where slots are kept from one run to the next."""
+    return option(
+        "--keep",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        section="Server",
+        help="Keep there what has been read when it ends, and go on from it the next time.",
+    )(function)
+
+
+def keep_options(folder: Path | None) -> list[str]:
+    """For ``llama-server``. The folder is there afterwards.
+
+    Raises:
+        ServerError: it cannot be made.
+    """
+    if folder is None:
+        return []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServerError(f"{folder} cannot be made: {error.strerror}") from error
+    return ["--slot-save-path", os.fspath(folder), "--keep-slots"]

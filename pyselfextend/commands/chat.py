@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from ._command import Command, option
-from ._server import OTHERS, context_options, port
+from ._server import OTHERS, context_options, keep, keep_options, port
 
 __all__ = ["command"]
 
@@ -29,6 +29,7 @@ The page keeps chats in the browser, by the address of the page: with another --
     ],
 )
 @context_options
+@keep
 @port(8642, "Port of the page, on this machine only; 0: one that is free.")
 @option("--browser/--no-browser", default=True, section="Page", help="Whether to open the page.")
 @option("--terminal", is_flag=True, section="Page", help="Chat here instead of on a page.")
@@ -39,6 +40,7 @@ def command(
     ga_n: int | Literal["auto"],
     ga_w: int | None,
     ga_map: str,
+    keep: Path | None,
     port: int,
     browser: bool,
     terminal: bool,
@@ -52,4 +54,8 @@ def command(
     from .server_run import chat_here, chat_on_page
 
     setting = make_setting(model, ctx, ga_n=ga_n, ga_w=ga_w, ga_map=ga_map)
-    return chat_here(setting, options) if terminal else chat_on_page(setting, port, browser, options)
+    if terminal and keep is not None:
+        raise click.UsageError("--keep is for the page, not for --terminal")
+    if terminal:
+        return chat_here(setting, options)
+    return chat_on_page(setting, port, browser, [*keep_options(keep), *options])

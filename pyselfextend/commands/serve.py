@@ -10,7 +10,7 @@ import click
 from ..server.process import LOOPBACK
 from ._command import Command, option
 from ._options import Integer
-from ._server import OTHERS, context_options, port
+from ._server import OTHERS, context_options, keep, keep_options, port
 
 __all__ = ["command"]
 
@@ -48,6 +48,7 @@ a slot is refused with status 400; nothing is cut, unless --context-shift is giv
     section="Server",
     help="Where it listens; 0.0.0.0 lets other machines in (see --api-key).",
 )
+@keep
 @port(8080, "Port.")
 def command(
     model: Path,
@@ -58,6 +59,7 @@ def command(
     ga_map: str,
     parallel: int,
     host: str,
+    keep: Path | None,
     port: int,
 ) -> int:
     """Serve MODEL to whatever speaks OpenAI's protocol, with a page to chat on.
@@ -69,4 +71,4 @@ def command(
     from .server_run import serve
 
     setting = make_setting(model, ctx, ga_n=ga_n, ga_w=ga_w, ga_map=ga_map, n_parallel=parallel)
-    return serve(setting, host, port, options)
+    return serve(setting, host, port, [*keep_options(keep), *options])

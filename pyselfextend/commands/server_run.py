@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import sys
@@ -17,7 +18,9 @@ from ..server import ServerSetting, has_page, program
 from ..server.process import LOOPBACK, launch, run
 from ..server.programs import CLI, SERVER
 
-__all__ = ["about", "chat_here", "chat_on_page", "serve"]
+__all__ = ["about", "chat_here", "chat_on_page", "is_open", "serve"]
+
+KEY_VARIABLES = ("LLAMA_API_KEY", "LLAMA_ARG_API_KEY_FILE")
 
 
 def about(setting: ServerSetting) -> Iterator[str]:
@@ -38,7 +41,20 @@ def serve(setting: ServerSetting, host: str, port: int, options: Sequence[str]) 
     """Run the server until it ends. Returns its exit status."""
     command = [os.fspath(program(SERVER)), *setting.server_arguments(host, port), *options]
     say(result_console(), *about(setting))
+    if is_open(host, options):
+        say(result_console(), f"whoever reaches {host} can use it and read its chats: --api-key asks for a key")
     return run(command)
+
+
+def is_open(host: str, options: Sequence[str]) -> bool:
+    """Whether other machines may use a server that asks for no key."""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = host == "localhost" or host.endswith(".sock")
+    keys = ("--api-key", "--api-key-file")
+    has_key = any(word.partition("=")[0] in keys for word in options)
+    return not is_here and not has_key and not any(os.environ.get(name) for name in KEY_VARIABLES)
 
 
 def chat_here(setting: ServerSetting, options: Sequence[str]) -> int:

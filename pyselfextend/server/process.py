@@ -44,7 +44,9 @@ class Server:
         self._own = log is None
         self._log = Path(tempfile.mkstemp(prefix="pyselfextend-server-", suffix=".log")[1]) if log is None else log
         with open(self._log, "wb") as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment()
+            )
         atexit.register(self.close)
 
     @property
@@ -114,11 +116,16 @@ class Server:
         self.close()
 
 
+def environment() -> dict[str, str]:
+    """Of a program that says why it ends, without the stack of calls behind it, unless that is asked for."""
+    return {"GGML_NO_BACKTRACE": "1", **os.environ}
+
+
 def run(command: Sequence[str]) -> int:
     """Run a program in this terminal, in the place of this process where that is possible. Returns its exit status."""
     if sys.platform != "win32":
-        os.execv(command[0], list(command))
-    process = subprocess.Popen(command)
+        os.execve(command[0], list(command), environment())
+    process = subprocess.Popen(command, env=environment())
     while True:  # Ctrl-C is the program's
         with contextlib.suppress(KeyboardInterrupt):
             return process.wait()

@@ -67,9 +67,12 @@ class ServerSetting:
         return given
 
     def server_arguments(self, host: str, port: int) -> list[str]:
-        """For ``llama-server``. Each slot has a buffer of its own, and so a group of its own."""
+        """For ``llama-server``. Each slot has a buffer of its own, and so a group of its own.
+
+        Pages of other machines may not use it, unless options that follow say so.
+        """
         slots = ["--parallel", str(self.n_parallel), "--no-kv-unified"]
-        return [*self.arguments(), *slots, "--host", host, "--port", str(port)]
+        return [*self.arguments(), *slots, "--cors-origins", "localhost", "--host", host, "--port", str(port)]
 
 
 def default_n_ctx(model: str | os.PathLike[str], n_parallel: int = 1) -> int:

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <exception>
 #include <memory>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -97,10 +98,6 @@ static void grammar_accept(llama_sampler * smpl, llama_token token) {
         llama_grammar_accept_impl(*cur.grammar, token);
     } catch (const std::exception & err) {
         cur.fail(err.what());
-        return;
-    }
-    if (cur.grammar->stacks.size() > LLAMA_SELF_EXTEND_GRAMMAR_MAX_STACKS) {
-        cur.fail("the grammar can be read in too many ways: the text so far has " + std::to_string(cur.grammar->stacks.size()) + " readings");
     }
 }
 
@@ -147,11 +144,26 @@ static llama_sampler * grammar_clone(const llama_sampler * smpl) {
 // interface
 //
 
-llama_sampler * llama_self_extend_sampler_init_grammar(const llama_vocab * vocab, const char * grammar, const char * root) {
+void llama_self_extend_grammar_check_stacks(const llama_grammar_stacks & stacks) {
+    if (stacks.size() > LLAMA_SELF_EXTEND_GRAMMAR_MAX_STACKS) {
+        throw std::runtime_error(
+            "the grammar can be read in too many ways: the text so far has " + std::to_string(stacks.size()) + " readings");
+    }
+}
+
+bool llama_self_extend_grammar_check(const llama_vocab * vocab, const char * grammar, const char * root) {
     llama_grammar_parser parser(vocab);
 
-    if (auto fault = llama_self_extend_grammar_parse(parser, grammar, root)) {
+    const auto fault = llama_self_extend_grammar_parse(parser, grammar, root);
+
+    if (fault) {
         grammar_fault = *fault;
+    }
+    return !fault;
+}
+
+llama_sampler * llama_self_extend_sampler_init_grammar(const llama_vocab * vocab, const char * grammar, const char * root) {
+    if (!llama_self_extend_grammar_check(vocab, grammar, root)) {
         return nullptr;
     }
 

@@ -19,6 +19,9 @@ struct llama_self_extend_grammar_fault {
 // The most stacks (readings of what has been sampled) that are followed at a time. llama.cpp compares each with each.
 constexpr size_t LLAMA_SELF_EXTEND_GRAMMAR_MAX_STACKS = 20000;
 
+// Called by llama.cpp's sampler when it has taken a token. Throws std::runtime_error if there are more.
+void llama_self_extend_grammar_check_stacks(const llama_grammar_stacks & stacks);
+
 // Read a grammar as llama.cpp's parser does, with the place of what is wrong. Afterwards its rules are in the parser.
 std::optional<llama_self_extend_grammar_fault> llama_self_extend_grammar_parse(
         llama_grammar_parser & parser,

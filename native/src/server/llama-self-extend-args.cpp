@@ -15,6 +15,8 @@ static struct {
     llama_self_extend_map_type map = LLAMA_SELF_EXTEND_MAP_SELF_EXTEND;
 
     std::vector<llama_self_extend_step> steps;
+
+    bool keep_slots = false;
 } given;
 
 static const std::pair<const char *, llama_self_extend_map_type> maps[] = {
@@ -95,6 +97,10 @@ static void parse_ga_groups(common_params &, const std::string & value) {
     }
 }
 
+static void parse_keep_slots(common_params &) {
+    given.keep_slots = true;
+}
+
 std::vector<common_arg> llama_self_extend_args() {
     std::vector<common_arg> res = {
         common_arg({"--ga-n"}, "N", "group size of SelfExtend (default: auto)\n"
@@ -111,10 +117,21 @@ std::vector<common_arg> llama_self_extend_args() {
         arg.set_examples({LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_CLI});
     }
 
+    res.push_back(common_arg({"--keep-slots"}, "save what the slots have read in --slot-save-path when the server ends, and go on from there when it\n"
+        "starts with the same model (default: off)", parse_keep_slots).set_env("LLAMA_ARG_KEEP_SLOTS").set_examples({LLAMA_EXAMPLE_SERVER}));
+
     return res;
 }
 
-void llama_self_extend_apply_args() {
+bool llama_self_extend_keep_slots() {
+    return given.keep_slots;
+}
+
+void llama_self_extend_apply_args(const common_params & base) {
+    if (given.keep_slots && base.slot_save_path.empty()) {
+        throw std::invalid_argument("error: --keep-slots needs --slot-save-path, a folder");
+    }
+
     auto params = llama_self_extend_default_params();
 
     const uint32_t unit = given.map == LLAMA_SELF_EXTEND_MAP_LAMPE ? LLAMA_SELF_EXTEND_LAMPE_UNIT : 1;
