@@ -58,8 +58,8 @@ def test_the_options_of_the_program(tmp_path: Path) -> None:
     path = model(tmp_path, 512)
     given = arguments(make_setting(path, 1500, n_parallel=3))
     assert given == {
-        "--model": str(path), "--ctx-size": "4500", "--parallel": "3", "--no-kv-unified": "--cors-origins", "--ga-n": "auto",
-        "--cors-origins": "localhost", "--host": "127.0.0.1", "--port": "8080",
+        "--model": str(path), "--ctx-size": "4500", "--parallel": "3", "--no-kv-unified": "--cors-origins",
+        "--ga-n": "auto", "--cors-origins": "localhost", "--host": "127.0.0.1", "--port": "8080",
     }  # fmt: skip
     given = arguments(make_setting(path, 1500, ga_n=8, ga_w=32, ga_map="jet-long"))
     assert (given["--ga-n"], given["--ga-w"], given["--ga-map"]) == ("8", "32", "jet-long")
