@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
+import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -22,7 +26,7 @@ from serving import NEEDS_PAGE, NEEDS_SERVER, ONE_THREAD, short_model
 pytestmark = NEEDS_SERVER
 
 INTERRUPTIBLE = [sys.executable, str(Path(__file__).with_name("interruptible.py"))]
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -132,23 +136,151 @@ def test_a_server_that_ends_by_itself_is_said(short: Path, tmp_path: Path) -> No
         assert "the server has ended" in command.output.read_text()
 
 
-def test_chat_in_the_terminal(short: Path) -> None:
-    ours, theirs = pty.openpty()
-    words = ["chat", str(short), "--terminal", "--ctx", "900", "-n", "8", *ONE_THREAD]
-    process = subprocess.Popen([*INTERRUPTIBLE, *words], stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    output, asked, deadline = b"", False, time.monotonic() + PATIENCE
-    try:
-        while time.monotonic() < deadline and (piece := os.read(ours, 4096)):
-            output += piece
-            if not asked and b"\n> " in output:
-                os.write(ours, b"hello\n")
-                asked = True
-            elif asked and output.count(b"\n> ") >= 2:
-                os.write(ours, b"/exit\n")
-    except OSError:  # it has ended
-        pass
-    finally:
-        os.close(ours)
-    assert process.wait(60) == 0, output[-2000:]
-    assert b"trained on 256 tokens" in output and output.count(b"hello") >= 1
+class Terminal:
+    """A chat in a terminal of its own."""
+
+    def __init__(self, *words: str) -> None:
+        self.end, theirs = pty.openpty()
+        command = [*INTERRUPTIBLE, "chat", *words, *ONE_THREAD]
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=self.take
+        )
+        os.close(theirs)
+        self.output = ""
+
+    @staticmethod
+    def take() -> None:
+        """Make it the terminal of the process: Ctrl-C goes there."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """What comes next and is like a pattern; what was before is forgotten."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(pattern, self.output)):
+            assert time.monotonic() < deadline, self.output
+            if not select.select([self.end], [], [], 1.0)[0]:
+                continue
+            try:
+                piece = os.read(self.end, 4096)
+            except OSError:  # it has ended
+                piece = b""
+            assert piece, self.output
+            self.output += piece.decode("utf-8", "replace")
+        self.output = self.output[found.end() :]
+        return found
+
+    def write(self, text: str) -> None:
+        os.write(self.end, text.encode())
+
+    def ended(self) -> int:
+        with suppress(OSError):
+            while os.read(self.end, 4096):
+                pass
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        for child in psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []:
+            child.kill()
+        self.process.kill()
+        self.process.wait()
+        os.close(self.end)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    with ExitStack() as stack:
+
+        def open_one(*words: str) -> Terminal:
+            found = Terminal(*words)
+            stack.callback(found.close)
+            return found
+
+        yield open_one
+
+
+def test_chat_in_the_terminal(short: Path, tmp_path: Path, terminal: Callable[..., Terminal]) -> None:
+    """With a text as an argument; the line with which one is asked says how far the context is filled."""
+    (tmp_path / "notes.txt").write_text("one two three four five six. " * 20)
+    chat = terminal(str(short), str(tmp_path / "notes.txt"), "--terminal", "--ctx", "1024", "-n", "8")
+    chat.wait_for("trained on 256 tokens, one slot of 1,024")
+    chat.wait_for("Loaded text from .*notes.txt")
+    chat.wait_for("\n> ")
+    chat.write("hello\n")
+    n_used, n_beyond, ga_n = map(int, chat.wait_for(
+        r"\[(\d+) of 1,024 tokens, (\d+) beyond the trained 256, group size (\d+)\]\s+> ").groups())  # fmt: skip
+    assert n_used - n_beyond == 256 and ga_n > 1
+    chat.write("more\n")
+    assert int(chat.wait_for(r"\[(\d+) of 1,024 tokens,")[1]) > n_used
+    chat.write("/clear\n")
+    chat.wait_for("> ")
+    chat.write("/exit\n")
+    assert chat.ended() == 0
+
+
+def test_inside_the_window_the_gauge_says_where_it_ends(short: Path, terminal: Callable[..., Terminal]) -> None:
+    chat = terminal(str(short), "--terminal", "--ctx", "1024", "-n", "8")
+    chat.wait_for("\n> ")
+    chat.write("hello\n")
+    chat.wait_for(r"\[\d+ of 1,024 tokens, trained on 256\]")
+    chat.write("/exit\n")
+    assert chat.ended() == 0
+
+
+def test_ctrl_c_stops_an_answer_and_a_second_one_ends_it(short: Path, terminal: Callable[..., Terminal]) -> None:
+    chat = terminal(str(short), "--terminal", "--ctx", "1024", "--ignore-eos")
+    chat.wait_for("\n> ")
+    chat.write("hello\n")
+    chat.wait_for("hello")
+    chat.wait_for(r"\S{3}")  # of the answer
+    chat.write("\x03")
+    chat.wait_for(r"\d+ of 1,024 tokens.*\]\s+> ")
+    chat.write("\x03")
+    assert chat.ended() in (0, 130)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"%PDF-1.4 \xff\xfe", "is no text in UTF-8"), (None, "cannot be read")]
+)
+def test_files_that_are_no_text(short: Path, tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "file.pdf").write_bytes(content)
+    command = [*INTERRUPTIBLE, "chat", str(short), str(tmp_path / "file.pdf"), "--terminal"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_what_does_not_go_together(short: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "taken").write_text("x")
+    for words, said in [
+        (["chat", str(short), "--terminal", "--keep", str(tmp_path)], "--keep is for the page"),
+        (["chat", str(short), str(tmp_path / "notes.txt")], "files are for --terminal"),
+        (["serve", str(short), "--keep", str(tmp_path / "taken" / "x")], "cannot be made"),
+    ]:
+        done = subprocess.run([*INTERRUPTIBLE, *words], capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 2 and said in done.stderr, done
+
+
+def test_what_is_kept(short: Path, tmp_path: Path) -> None:
+    """A second run goes on from what the first has read."""
+    kept = tmp_path / "kept"
+    words = ["serve", str(short), "--ctx", "1024", "--port", "0", "--keep", str(kept), *ONE_THREAD]
+    body = json.dumps({"prompt": list(range(40, 80)) * 10, "n_predict": 2}).encode()
+    n_cached = []
+    for run in range(2):
+        (folder := tmp_path / str(run)).mkdir()
+        with running(words, folder) as command:
+            url = command.wait_for(r"listening on (http://\S+)")
+            command.wait_for(r"(model loaded)")
+            with urllib.request.urlopen(f"{url}/completion", body, timeout=60) as answer:
+                n_cached.append(json.loads(answer.read())["timings"]["cache_n"])
+            command.process.send_signal(signal.SIGTERM)
+            assert command.process.wait(60) == 0
+    assert n_cached == [0, 399]
+    assert [file.name for file in kept.iterdir()] == ["model.slot-0"]
+
+
+def test_a_server_that_anybody_may_use_is_said(short: Path, tmp_path: Path) -> None:
+    words = ["serve", str(short), "--ctx", "300", "--port", "0", "--host", "0.0.0.0", *ONE_THREAD]
+    with running(words, tmp_path) as command:
+        command.wait_for(r"(whoever reaches 0.0.0.0 can use it and read its chats: --api-key)")

@@ -70,6 +70,7 @@ function(pyselfextend_add_server libraries_var)
     endforeach()
     set(PROJECT_SOURCE_DIR "${ours}")
 
+    pyselfextend_add_to_target(llama-cli-impl    native/src/server/llama-self-extend-cli.cpp)
     pyselfextend_add_to_target(llama-common      native/src/server/llama-self-extend-args.cpp
                                                  native/src/server/llama-self-extend-sampling.cpp)
     pyselfextend_add_to_target(server-context    native/src/server/llama-self-extend-end.cpp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from ..maps import MAPS, SELF_EXTEND
 from ._command import option
 from ._options import GgufFile, GroupSize, Integer, window
 
-__all__ = ["OTHERS", "context_options", "keep", "keep_options", "port"]
+__all__ = ["OTHERS", "context_options", "keep", "keep_options", "port", "split_files"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -96,3 +96,21 @@ def keep_options(folder: Path | None) -> list[str]:
     except OSError as error:
         raise ServerError(f"{folder} cannot be made: {error.strerror}") from error
     return ["--slot-save-path", os.fspath(folder), "--keep-slots"]
+
+
+def split_files(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that stand before the first option, and what follows.
+
+    Raises:
+        click.UsageError: one of them cannot be read, or is no text.
+    """
+    n_files = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    files = [Path(word) for word in words[:n_files]]
+    for file in files:
+        try:
+            file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise click.UsageError(f"{file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"{file} is no text in UTF-8; the page reads PDF") from error
+    return files, list(words[n_files:])

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from ._command import Command, option
-from ._server import OTHERS, context_options, keep, keep_options, port
+from ._server import OTHERS, context_options, keep, keep_options, port, split_files
 
 __all__ = ["command"]
 
@@ -25,7 +25,8 @@ The page keeps chats in the browser, by the address of the page: with another --
     examples=[
         "pyselfextend chat model.gguf",
         "pyselfextend chat model.gguf --ctx 65536",
-        "pyselfextend chat model.gguf --terminal",
+        "pyselfextend chat model.gguf --keep ~/chats",
+        "pyselfextend chat model.gguf report.txt notes.md --terminal",
     ],
 )
 @context_options
@@ -48,14 +49,19 @@ def command(
     """Chat with MODEL about texts longer than it was trained on.
 
     Opens a page: drop files into it, and see how far they have been read, how much of the context they take, and where
-    the trained window ends. Ctrl-C ends it; chats are there again the next time.
+    the trained window ends. Ctrl-C ends it; chats are there again the next time, with --keep without a second reading.
+
+    With --terminal the chat is here: texts may be named behind MODEL, Ctrl-C stops an answer, and a second one ends it.
     """
     from ..server import make_setting
     from .server_run import chat_here, chat_on_page
 
-    setting = make_setting(model, ctx, ga_n=ga_n, ga_w=ga_w, ga_map=ga_map)
+    files, others = split_files(options)
     if terminal and keep is not None:
         raise click.UsageError("--keep is for the page, not for --terminal")
+    if files and not terminal:
+        raise click.UsageError(f"{files[0]}: files are for --terminal; drop them on the page, which reads PDF as well")
+    setting = make_setting(model, ctx, ga_n=ga_n, ga_w=ga_w, ga_map=ga_map)
     if terminal:
-        return chat_here(setting, options)
-    return chat_on_page(setting, port, browser, [*keep_options(keep), *options])
+        return chat_here(setting, [*(word for file in files for word in ("--read", str(file))), *others])
+    return chat_on_page(setting, port, browser, [*keep_options(keep), *others])

@@ -1,5 +1,7 @@
 #include "server/llama-self-extend-args.h"
 
+#include "server/llama-self-extend-cli.h"
+
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
@@ -17,6 +19,8 @@ static struct {
     std::vector<llama_self_extend_step> steps;
 
     bool keep_slots = false;
+
+    std::vector<std::string> files;
 } given;
 
 static const std::pair<const char *, llama_self_extend_map_type> maps[] = {
@@ -101,6 +105,10 @@ static void parse_keep_slots(common_params &) {
     given.keep_slots = true;
 }
 
+static void parse_read(common_params &, const std::string & value) {
+    given.files.push_back(value);
+}
+
 std::vector<common_arg> llama_self_extend_args() {
     std::vector<common_arg> res = {
         common_arg({"--ga-n"}, "N", "group size of SelfExtend (default: auto)\n"
@@ -120,7 +128,14 @@ std::vector<common_arg> llama_self_extend_args() {
     res.push_back(common_arg({"--keep-slots"}, "save what the slots have read in --slot-save-path when the server ends, and go on from there when it\n"
         "starts with the same model (default: off)", parse_keep_slots).set_env("LLAMA_ARG_KEEP_SLOTS").set_examples({LLAMA_EXAMPLE_SERVER}));
 
+    res.push_back(common_arg({"--read"}, "FNAME", "a text that the first message begins with, as with /read; can be given again", parse_read)
+        .set_examples({LLAMA_EXAMPLE_CLI}));
+
     return res;
+}
+
+const std::vector<std::string> & llama_self_extend_files() {
+    return given.files;
 }
 
 bool llama_self_extend_keep_slots() {
