@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -13,10 +13,15 @@ from reference import Reference
 from test_reference import some_tokens
 from yardstick import N_TOKENS, Distance, stock_rounding
 
-_data = tempfile.TemporaryDirectory(prefix="pyselfextend-data-")
-os.environ["PYSELFEXTEND_DATA_DIR"] = _data.name  # what a user has measured must not show in a test
-
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_measured_groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a user, or a test of another file, has measured does not show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSELFEXTEND_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="session")

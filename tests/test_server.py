@@ -18,10 +18,13 @@ import pytest
 import unsupported
 from architectures import make_tiny
 from serving import N_CTX, NEEDS_SERVER, L, call, complete, serving, short_model, text
+from test_chats import with_adapter
 
 from pyselfextend import Llama, ServerError, SettingError
 from pyselfextend.groups import GroupPolicy, default_ga_w
 from pyselfextend.server import Server, start
+
+from llama_cpp import LlamaGrammar  # isort: skip  # after pyselfextend
 
 pytestmark = NEEDS_SERVER
 
@@ -121,12 +124,45 @@ def test_a_saved_slot_goes_on(short: Path, tmp_path: Path) -> None:
 
 
 def test_chunks_are_used_again_at_other_places(short: Path) -> None:
-    """--cache-reuse shifts them past the window, as ``Llama`` does not: it must be what a shift of the cache gives."""
-    with serving(short, "--cache-reuse", 64) as server:
-        complete(server, text(600), 4)
-        answer = complete(server, text(600)[:100] + text(600)[130:], 4)
-        assert answer["timings"]["cache_n"] >= 500
-        assert answer["timings"]["ga_n"] > 1
+    """--cache-reuse shifts them past the window: it must be what a shift of the cache gives."""
+    prompt = text(600)
+    edited = prompt[:100] + prompt[130:]
+    with serving(short, "--cache-reuse", 64) as server, Own(short) as own:
+        for asked in (complete(server, prompt, 4)["content"], own.complete(prompt, 4)):
+            assert asked
+        own.llm.context_shift(100, 30)
+        answer = complete(server, edited, 16)
+        assert answer["content"] == own.complete(edited, 16)
+        assert answer["timings"]["cache_n"] == len(edited) - 1
+        assert answer["timings"]["ga_n"] == own.ga_n > 1
+
+
+@pytest.mark.parametrize("n_tokens", [60, 700])
+def test_adapters(short: Path, tmp_path: Path, n_tokens: int) -> None:
+    """The same as the model that the adapter is merged into, and as without it where its scale is 0."""
+    adapter, merged = with_adapter(short, tmp_path)
+    prompt = text(n_tokens, 5)
+    with serving(short) as plain, serving(merged) as expected, serving(short, "--lora", adapter) as server:
+        without, changed = (complete(other, prompt, 16)["content"] for other in (plain, expected))
+        assert without != changed
+        assert complete(server, prompt, 16)["content"] == changed
+        off = {"lora": [{"id": 0, "scale": 0.0}]}
+        assert complete(server, prompt, 16, **off)["content"] == without
+        assert complete(server, prompt, 16)["content"] == changed
+        complete(server, text(n_tokens, 9), 4)  # in its slot
+        assert complete(server, prompt, 16, **off)["content"] == without
+
+
+def test_grammars(server: Server, short: Path) -> None:
+    grammar = 'root ::= ("yes" | "no") " " [0-9]{3}'
+    with Own(short) as own:
+        for n_tokens in (60, 700):
+            tokens = text(n_tokens, 6)
+            answer: Any = own.llm.create_completion(
+                tokens, max_tokens=20, temperature=0.0, grammar=LlamaGrammar.from_string(grammar, verbose=False)
+            )
+            assert re.fullmatch(r"(yes|no) \d{3}", answer["choices"][0]["text"])
+            assert complete(server, tokens, 20, grammar=grammar)["content"] == answer["choices"][0]["text"]
 
 
 def test_a_draft_model_changes_nothing(short: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from serving import NEEDS_SERVER, L, call, serving, short_model
 
-from pyselfextend.server import Server
+from pyselfextend.server import Server, start
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
 
@@ -70,6 +70,55 @@ def test_answers_of_a_form(client: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
     answer = client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=form, max_tokens=60)
     assert json.loads(answer.choices[0].message.content)["city"] in ("Lisbon", "Oslo")
+
+
+@pytest.mark.slow
+def test_tool_calls(smollm2: Path) -> None:
+    """SmolLM2, which is shown how, past a window that it is told to have: called, streamed, answered."""
+    function = {"name": "weather", "description": "The weather in a city", "parameters": CITY}
+    messages: Any = [{"role": "system", "content": "You answer with a call of weather, and nothing else."}]
+    for i, city in enumerate(["Oslo", "Lisbon", "Oslo"]):
+        called: Any = {"name": "weather", "arguments": json.dumps({"city": city})}
+        messages += [
+            {"role": "user", "content": f"What is the weather in {city}?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": str(i), "type": "function", "function": called}],
+            },
+        ]
+    messages.append({"role": "user", "content": "What is the weather in Lisbon?"})
+    given: Any = {
+        "model": "mine",
+        "tools": [{"type": "function", "function": function}],
+        "max_tokens": 60,
+        "temperature": 0,
+    }
+
+    options = [
+        "--chat-template-file",
+        Path(__file__).with_name("tools.jinja"),
+        "--override-kv",
+        f"llama.context_length=int:{L}",
+    ]
+    with start(smollm2, n_ctx=2048, options=["--jinja", *options]) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        for choice in ("required", "auto"):
+            answer = client.chat.completions.create(**given, messages=messages, tool_choice=choice)
+            assert answer.choices[0].finish_reason == "tool_calls" and answer.timings["ga_n"] > 1
+            (call,) = answer.choices[0].message.tool_calls
+            assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Lisbon"})
+
+        chunks = client.chat.completions.create(**given, messages=messages, stream=True)
+        pieces = [piece for chunk in chunks for piece in (chunk.choices[0].delta.tool_calls or [])]
+        assert json.loads("".join(piece.function.arguments or "" for piece in pieces)) == {"city": "Lisbon"}
+
+        answered = {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 24 degrees"}
+        after = client.chat.completions.create(
+            **given, messages=[*messages, answer.choices[0].message, answered], tool_choice="none"
+        )
+        assert after.choices[0].message.content
+        assert after.usage.prompt_tokens_details.cached_tokens >= answer.usage.prompt_tokens - 10
 
 
 def test_responses(client: Any) -> None:
