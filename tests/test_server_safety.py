@@ -581,6 +581,5 @@ def test_anything(server: Server, request: tuple[str, bytes]) -> None:
 
 
 def test_a_text_of_the_whole_slot(server: Server, usual: str) -> None:
-    assert (
-        complete(server, text(N_CTX - 1, 7), 1)["tokens_evaluated"] == N_CTX - 1
-    )  # begins otherwise than the plain one
+    whole = text(N_CTX - 1, 7)  # begins otherwise than the plain one
+    assert complete(server, whole, 1)["tokens_evaluated"] == N_CTX - 1
